@@ -1,0 +1,153 @@
+"""One function of one task, mapped over many: vmap, chunks of vmap, or a loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.errors import ArgumentError, StructureError
+from metaopt.exact import exact
+from metaopt.recompute import check_captured, recompute
+
+__all__ = ["How", "choose", "map_tasks"]
+
+How = Literal["auto", "vmap", "loop"]
+Flat = Callable[..., tuple[Tensor, ...]]
+_REMEDY = "Stack episodes with metaopt.tree.stack."
+
+
+def map_tasks(
+    fn: Callable[..., Any],
+    *,
+    how: How = "auto",
+    chunk_size: int | None = None,
+    in_dims: tuple[Any, ...] | None = None,
+) -> Callable[..., Any]:
+    """Return ``fn`` mapped over tasks: ``(meta_params, episodes) -> [task, ...]``.
+
+    The first argument is shared and the rest are mapped over axis 0, unless ``in_dims`` says otherwise.
+    The derivative of the result is exact, and the same, for every way of mapping.
+
+    Args: fn: a function of one task, ``(meta_params, episode) -> pytree of tensors``.
+          how: "vmap" runs all tasks in one batched call: 7 to 40 times faster for small nets.
+               "loop" runs them one after the other: 2 times faster for convolutions on a CPU.
+               "auto" loops where a shared tensor on the CPU has 3 axes or more (a convolution's weight
+               that becomes a fast weight), and maps otherwise; `choose` tells which.
+          chunk_size: tasks held in memory at a time; chunks are computed again in the backward pass.
+          in_dims: one entry an argument, as in torch.vmap: an axis, None, or a tree of these.
+    Returns: the mapped function; every output has a leading task axis.
+    Raises: ArgumentError; StructureError if the leaves disagree on the number of tasks.
+    Cost: chunks keep the peak at one chunk's graph, for one forward pass more.
+
+    >>> double = map_tasks(lambda w, x: w * x)
+    >>> double(torch.tensor(2.0), torch.arange(3.0))
+    tensor([0., 2., 4.])
+    """
+    if how not in ("auto", "vmap", "loop"):
+        raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
+    if chunk_size is not None and (isinstance(chunk_size, bool) or chunk_size < 1):
+        raise ArgumentError("map_tasks(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
+
+    def mapped_fn(*args: Any) -> Any:
+        dims = in_dims if in_dims is not None else (None,) + (0,) * (len(args) - 1)
+        if len(dims) != len(args):
+            raise ArgumentError(
+                "map_tasks(in_dims)", f"one entry for each of {len(args)} arguments", f"{len(dims)}"
+            )
+        flat, tensors, axes, result = _flatten(fn, args, dims)
+        num_tasks = _num_tasks(args, dims)
+        run = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
+        if chunk_size is None or chunk_size >= num_tasks:
+            outputs = run(flat, axes, tensors)
+            return tree.unflatten(result[0], outputs)
+        check_captured("map_tasks(fn)", fn)
+        chunks = []
+        for start in range(0, num_tasks, chunk_size):
+            width = min(chunk_size, num_tasks - start)
+            some = [
+                x if axis is None else x.narrow(axis, start, width)
+                for x, axis in zip(tensors, axes, strict=True)
+            ]
+            chunks.append(recompute(lambda *xs: run(flat, axes, xs), *some))
+        return tree.unflatten(result[0], [torch.cat(xs) for xs in zip(*chunks, strict=True)])
+
+    return mapped_fn
+
+
+def choose(meta_params: Any, *episodes: Any) -> Literal["vmap", "loop"]:
+    """Tell how ``map_tasks(how="auto")`` maps: "loop" for convolutional fast weights on a CPU.
+
+    >>> choose({"weight": torch.zeros(8, 1, 3, 3)})
+    'loop'
+    """
+    convolutional = any(
+        isinstance(x, Tensor) and x.ndim >= 3 and x.is_floating_point() and x.device.type == "cpu"
+        for x in tree.leaves(meta_params)
+    )
+    return "loop" if convolutional else "vmap"
+
+
+def _flatten(
+    fn: Callable[..., Any], args: tuple[Any, ...], dims: tuple[Any, ...]
+) -> tuple[Flat, list[Tensor], list[int | None], list[tree.Structure]]:
+    """``fn`` as a function of a flat list of tensors, their axes, and where its structure will be."""
+    leaves, structure = tree.flatten(args)
+    axes = tree.broadcast_prefix("map_tasks(in_dims)", dims, args)
+    slots = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
+    static = {i: x for i, x in enumerate(leaves) if not isinstance(x, Tensor)}
+    result: list[tree.Structure] = []
+
+    def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
+        filled = static | dict(zip(slots, tensors, strict=True))
+        with exact():
+            out = fn(*tree.unflatten(structure, [filled[i] for i in range(len(leaves))]))
+        found, shape = tree.flatten(out)
+        result[:] = [shape]
+        for path, x in zip(tree.paths(out), found, strict=True):
+            if not isinstance(x, Tensor):
+                raise StructureError(
+                    "map_tasks(fn)", "tensors as results", type(x).__name__, at=path or "the result"
+                )
+        return tuple(found)
+
+    return flat, [leaves[i] for i in slots], [axes[i] for i in slots], result
+
+
+def _num_tasks(args: tuple[Any, ...], dims: tuple[Any, ...]) -> int:
+    sizes = {}
+    for position, (arg, dim) in enumerate(zip(args, dims, strict=True)):
+        where = "map_tasks(episodes)" if position == 1 else f"map_tasks(args[{position}])"
+        if isinstance(dim, int):
+            sizes[where] = tree.axis_size(where, arg, dim, "tasks", _REMEDY)
+        elif dim is not None:
+            for leaf, axis in zip(tree.leaves(arg), tree.broadcast_prefix(where, dim, arg), strict=True):
+                if axis is not None:
+                    sizes[where] = leaf.shape[axis]
+    if not sizes:
+        raise ArgumentError(
+            "map_tasks(in_dims)", "at least one argument to map over", "None for all", remedy=_REMEDY
+        )
+    (first, size), *others = sizes.items()
+    if size == 0:
+        raise StructureError(first, "at least one task", "0", remedy=_REMEDY)
+    for where, other in others:
+        if other != size:
+            raise StructureError(where, f"{size} tasks, as in {first}", str(other), remedy=_REMEDY)
+    return size
+
+
+def _vmapped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
+    return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+
+
+def _looped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
+    (length,) = {x.shape[a] for x, a in zip(tensors, axes, strict=True) if a is not None}
+    rows = [
+        flat(*(x if a is None else x.select(a, i) for x, a in zip(tensors, axes, strict=True)))
+        for i in range(length)
+    ]
+    return tuple(torch.stack(column) for column in zip(*rows, strict=True))

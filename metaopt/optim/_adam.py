@@ -1,0 +1,111 @@
+"""Adam."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt.optim._leafwise import ABSENT, COUNTER, ZEROS, leafwise, plus
+from metaopt.types import Optimizer
+
+__all__ = ["AdamHParams", "AdamState", "adam"]
+
+
+class AdamHParams(NamedTuple):
+    """Each a number, a 0-d tensor or a tree shaped like params."""
+
+    lr: Any = 1e-3
+    beta1: Any = 0.9
+    beta2: Any = 0.999
+    eps: Any = 1e-8
+    weight_decay: Any = 0.0
+    eps_root: Any = 0.0
+
+
+class AdamState(NamedTuple):
+    """Steps taken t, first moment m, second moment v, and its running maximum or ``()``."""
+
+    step: Any
+    exp_avg: Any
+    exp_avg_sq: Any
+    max_exp_avg_sq: Any = ()
+
+
+def root(v: Tensor, eps_root: Any) -> Tensor:
+    """√(v + ε), with slope 0 instead of ∞ where that is √0.
+
+    One dead unit would otherwise turn every meta-gradient into NaN: ∞ · 0 in the chain rule.
+    """
+    v = v + eps_root
+    dead = v == 0
+    return torch.where(dead, 0.0, torch.where(dead, 1.0, v).sqrt())
+
+
+def adam(
+    lr: Any = 1e-3,
+    betas: tuple[Any, Any] = (0.9, 0.999),
+    eps: Any = 1e-8,
+    weight_decay: Any = 0.0,
+    amsgrad: bool = False,
+    *,
+    maximize: bool = False,
+    eps_root: Any = 0.0,
+) -> Optimizer:
+    """Adam, adaptive moment estimation.
+
+    ::
+
+        g ← ±g + λp
+        m ← β₁m + (1−β₁)g,   m̂ = m / (1−β₁ᵗ)
+        v ← β₂v + (1−β₂)g²,  v̂ = v / (1−β₂ᵗ)      amsgrad: v ← running maximum in v̂
+        p ← p − α m̂ / (√(v̂ + ε_root) + ε)
+
+    Args: lr: step size α, parameter, >= 0.
+          betas: decay rates (β₁, β₂) of the moments, in [0, 1); each differentiable.
+          eps: ε >= 0, in units of the gradient.
+          weight_decay: λ >= 0, an L2 penalty (`adamw` decouples it).
+          amsgrad: divide by the largest second moment so far.
+          maximize: climb.
+          eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
+              α/ε, 1e5 with the defaults, and α/√ε_root where that is set: 1e-8 tames a
+              hypergradient that passes through many Adam steps.
+    Returns: Optimizer with hparams AdamHParams.
+    Raises: ArgumentError if a number is out of range.
+    Source: Kingma & Ba 2015, arXiv:1412.6980, Algorithm 1; Reddi et al. 2018 for amsgrad.
+
+    >>> opt = adam(lr=0.1)
+    >>> params, state = opt.update([torch.ones(1)], opt.init([torch.ones(1)]), [torch.ones(1)], opt.hparams)
+    >>> params
+    [tensor([0.9000])]
+    """
+
+    def rule(p: Tensor, g: Tensor, s: AdamState, h: AdamHParams) -> tuple[Tensor, AdamState]:
+        g = plus(-g if maximize else g, h.weight_decay, p)
+        m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
+        v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
+        s = s._replace(exp_avg=m, exp_avg_sq=v)
+        if amsgrad:
+            v = torch.maximum(s.max_exp_avg_sq, v)
+            s = s._replace(max_exp_avg_sq=v)
+        m_hat = m / (1 - h.beta1**s.step)
+        v_hat = v / (1 - h.beta2**s.step)
+        return p - h.lr * m_hat / (root(v_hat, h.eps_root) + h.eps), s
+
+    rate, decay = (0.0, math.inf), (0.0, 1.0)
+    return leafwise(
+        "adam",
+        rule,
+        AdamState(COUNTER, ZEROS, ZEROS, ZEROS if amsgrad else ABSENT),
+        AdamHParams(lr, *betas, eps, weight_decay, eps_root),
+        bounds={
+            "lr": rate,
+            "beta1": decay,
+            "beta2": decay,
+            "eps": rate,
+            "weight_decay": rate,
+            "eps_root": rate,
+        },
+    )
