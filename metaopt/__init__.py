@@ -1,6 +1,7 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
 from metaopt import errors, optim, tree
+from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
 from metaopt.exact import exact
@@ -17,16 +18,16 @@ __all__ = [
     "Meta",
     "Optimizer",
     "Unrolled",
+    "__version__",
     "choose",
     "errors",
     "exact",
     "functional",
     "inner_step",
-    "map_tasks",
     "maml",
+    "map_tasks",
     "optim",
     "recompute",
     "tree",
     "unroll",
 ]
-__version__ = "0.1.0"

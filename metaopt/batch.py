@@ -129,7 +129,10 @@ def _num_tasks(args: tuple[Any, ...], dims: tuple[Any, ...]) -> int:
                     sizes[where] = leaf.shape[axis]
     if not sizes:
         raise ArgumentError(
-            "map_tasks(in_dims)", "at least one argument to map over", "None for all", remedy=_REMEDY
+            "map_tasks(in_dims)",
+            "at least one argument to map over",
+            "None for all",
+            remedy=_REMEDY,
         )
     (first, size), *others = sizes.items()
     if size == 0:

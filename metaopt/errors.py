@@ -43,9 +43,7 @@ class MetaoptError(Exception):
           remedy: one sentence that tells what to do.
     """
 
-    def __init__(
-        self, where: str, expected: str = "", got: str = "", at: str = "", remedy: str = ""
-    ) -> None:
+    def __init__(self, where: str, expected: str = "", got: str = "", at: str = "", remedy: str = "") -> None:
         text = where
         if expected:
             text += f": expected {expected}, got {got}"

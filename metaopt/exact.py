@@ -35,7 +35,7 @@ def mapped() -> bool:
 def _normalise(x: Tensor, dims: Sequence[int], eps: float) -> Tensor:
     """(x − E[x]) / √(Var[x] + ε), over ``dims``; in float32 for half precision, as torch's kernels."""
     wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-    variance, mean = torch.var_mean(wide, dims, correction=0, keepdim=True)
+    variance, mean = torch.var_mean(wide, tuple(dims), correction=0, keepdim=True)
     return ((wide - mean) * torch.rsqrt(variance + eps)).to(x.dtype)
 
 
@@ -95,7 +95,8 @@ def batch_norm(
                 remedy="Use a larger batch, or batch_norm='frozen'.",
             )
         return _affine(_normalise(input, dims, eps), weight, bias, channel=True)
-    assert running_mean is not None and running_var is not None
+    assert running_mean is not None
+    assert running_var is not None
     scale = torch.rsqrt(running_var + eps)
     centred = _affine(input, scale, -running_mean * scale, channel=True)
     return _affine(centred, weight, bias, channel=True)
@@ -164,9 +165,7 @@ class exact(TorchFunctionMode):
             _local.active.remove(self)
             super().__exit__(*exc)
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func in _REPAIRED and (self.always or mapped() or torch.compiler.is_compiling()):
             return _REPAIRED[func](*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))

@@ -65,9 +65,7 @@ class Apply:
         with exact():
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
-            return torch.func.functional_call(
-                self.module, values, tuple(args), kwargs, tie_weights=False
-            )
+            return torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
 
     def __repr__(self) -> str:
         name = type(self.module).__name__
@@ -134,9 +132,7 @@ def functional(
             remedy="Pass its .module: a functional call does not synchronise gradients, silently.",
         )
     if batch_norm not in (None, "transductive", "frozen"):
-        raise ArgumentError(
-            "functional(batch_norm)", "'transductive', 'frozen' or None", repr(batch_norm)
-        )
+        raise ArgumentError("functional(batch_norm)", "'transductive', 'frozen' or None", repr(batch_norm))
     module = _skeleton(module)
     for layer in module.modules():
         if isinstance(layer, _NormBase) and batch_norm == "transductive":
@@ -145,6 +141,6 @@ def functional(
         elif isinstance(layer, _NormBase) and batch_norm == "frozen":
             layer.eval()
     tensors, names = _slots(module)
-    params = {k: v for k, v in tensors.items() if isinstance(v, nn.Parameter) and v.requires_grad}
+    params: Tensors = {k: v for k, v in tensors.items() if isinstance(v, nn.Parameter) and v.requires_grad}
     buffers = {k: v for k, v in tensors.items() if k not in params}
     return Apply(module, names, params, buffers), params, buffers

@@ -85,9 +85,7 @@ def _plain_vjp(
     live = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if y.requires_grad]
     if not live:
         return (None,) * len(inputs)
-    return torch.autograd.grad(
-        [y for y, _ in live], inputs, [g for _, g in live], allow_unused=True
-    )
+    return torch.autograd.grad([y for y, _ in live], inputs, [g for _, g in live], allow_unused=True)
 
 
 def _bare(x: Tensor) -> Tensor:

@@ -52,9 +52,20 @@ __all__ = [
 Tree = Any
 Structure = optree.PyTreeSpec
 
-leaves = optree.tree_leaves
-flatten = optree.tree_flatten
-structure = optree.tree_structure
+
+def leaves(tree: Tree) -> list[Any]:
+    """Return the leaves, in the order of `flatten`."""
+    return optree.tree_leaves(tree)
+
+
+def flatten(tree: Tree) -> tuple[list[Any], Structure]:
+    """Return the leaves and the structure: nested containers, dictionary keys sorted."""
+    return optree.tree_flatten(tree)
+
+
+def structure(tree: Tree) -> Structure:
+    """Return the structure alone; two of them compare with ==."""
+    return optree.tree_structure(tree)
 
 
 def unflatten(structure: Structure, leaves: Iterable[Any]) -> Tree:

@@ -53,7 +53,9 @@ def _check_bounds(name: str, hparams: Any, bounds: Mapping[str, Bounds]) -> None
             if not known or not low <= number < high:
                 upper = "" if math.isinf(high) else f" and < {high:g}"
                 raise ArgumentError(
-                    f"{name}({field})", f"a number >= {low:g}{upper}, a tensor or a tree", repr(number)
+                    f"{name}({field})",
+                    f"a number >= {low:g}{upper}, a tensor or a tree",
+                    repr(number),
                 )
 
 

@@ -69,9 +69,7 @@ def sgd(
     heavy = not is_zero(momentum)
     dampened = heavy and not is_zero(dampening)
     if nesterov and (not heavy or dampened):
-        raise ArgumentError(
-            "sgd(nesterov)", "momentum > 0 and dampening = 0", f"{momentum=}, {dampening=}"
-        )
+        raise ArgumentError("sgd(nesterov)", "momentum > 0 and dampening = 0", f"{momentum=}, {dampening=}")
 
     def rule(p: Tensor, g: Tensor, s: SGDState, h: SGDHParams) -> tuple[Tensor, SGDState]:
         g = plus(-g if maximize else g, h.weight_decay, p)

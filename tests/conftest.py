@@ -1,0 +1,14 @@
+"""Every test starts from the same seed and leaves the global defaults as they were."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def _reproducible() -> Iterator[None]:
+    torch.manual_seed(0)
+    dtype = torch.get_default_dtype()
+    yield
+    assert torch.get_default_dtype() == dtype, "a test changed the default dtype"
