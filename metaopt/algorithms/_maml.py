@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from metaopt.exact import exact
 from metaopt.step import Order
 from metaopt.types import LossFn, Meta, Optimizer
@@ -20,11 +18,11 @@ def maml(
     opt: Optimizer,
     num_steps: int = 1,
     *,
-    query_loss_fn: LossFn | None = None,
+    query_loss_fn: Callable[[Any, Any], Any] | None = None,
     per_step_hparams: bool = False,
     order: Order = 2,
     memory: Memory = "all",
-) -> Callable[[Any, Any], Tensor]:
+) -> Callable[[Any, Any], Any]:
     """Return MAML's loss of one task, ``(meta_params, episode) -> query loss []``.
 
     ::
@@ -35,7 +33,8 @@ def maml(
     Args: loss_fn: ``(params, batch, *phi) -> []``.
           opt: the inner optimizer.
           num_steps: inner steps J.
-          query_loss_fn: ``(params, batch) -> []``; ``loss_fn`` with its phi where None.
+          query_loss_fn: ``(params, batch)``, what the adapted parameters are judged by: a scalar or a
+              pytree such as (loss, accuracy); ``loss_fn`` with its phi where None.
           per_step_hparams, order, memory: as in `unroll`; order=1 is first-order MAML.
     Returns: a pure function for `map_tasks`. ``meta_params`` are the initial parameters θ, or a `Meta`
              where hyperparameters (Meta-SGD) or loss parameters are learned too; ``episode`` is an
@@ -51,7 +50,7 @@ def maml(
     tensor([0.5000, 0.5000])
     """
 
-    def task_loss(meta_params: Any, episode: Any) -> Tensor:
+    def task_loss(meta_params: Any, episode: Any) -> Any:
         meta = meta_params if isinstance(meta_params, Meta) else Meta(meta_params)
         support, query = episode
         fast = unroll(

@@ -1,0 +1,105 @@
+"""The two problems of the command line: tasks, model, loss and score."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from metaopt import tasks
+from metaopt.errors import ArgumentError
+from metaopt.functional import functional
+from metaopt.train._config import Config
+
+__all__ = ["Problem", "conv4", "make_problem", "mlp"]
+
+
+class Problem(NamedTuple):
+    """What is trained and on what.
+
+    ``loss_fn(params, batch) -> []`` adapts and ``score_fn(params, batch) -> []`` judges: accuracy
+    (``higher_is_better``) or mean squared error.
+    """
+
+    train: Any
+    test: Any
+    apply: Callable[..., Tensor]
+    params: dict[str, Tensor]
+    loss_fn: Callable[[Any, Any], Tensor]
+    score_fn: Callable[[Any, Any], Tensor]
+    score: str
+    note: str
+
+
+def mlp(width: int = 40, depth: int = 2) -> nn.Module:
+    """The regressor of Finn et al. 2017, 5.1: [example, 1] -> [example, 1]."""
+    layers: list[nn.Module] = []
+    for i in range(depth):
+        layers += [nn.Linear(width if i else 1, width), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(width, 1))
+
+
+def conv4(way: int = 5, width: int = 64) -> nn.Module:
+    """The Omniglot net of Finn et al. 2017, 5.2: [example, 1, 28, 28] -> [example, way].
+
+    Four 3x3 convolutions of stride 2 with batch norm over the batch at hand (no running statistics:
+    transductive), a mean over what space is left, and a linear head.
+    """
+    layers: list[nn.Module] = []
+    for i in range(4):
+        conv = nn.Conv2d(width if i else 1, width, 3, stride=2, padding=1)
+        layers += [conv, nn.BatchNorm2d(width, track_running_stats=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, way))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise ArgumentError(
+            "train(device)", "a device of this machine", repr(name), remedy="Pass --device cpu."
+        ) from error
+    return device
+
+
+def make_problem(config: Config) -> Problem:
+    """Build the problem that a configuration describes; the model's weights come from its seed."""
+    on = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
+    with torch.random.fork_rng():
+        torch.manual_seed(config.seed)
+        sinusoid = config.problem == "sinusoid"
+        module = mlp(config.width) if sinusoid else conv4(config.way, config.width)
+    apply, params, _ = functional(module.to(**on))
+    if sinusoid:
+        draw = tasks.sinusoid(config.shot, config.query, **on)
+
+        def mse(params: Any, batch: Any) -> Tensor:
+            x, y = batch
+            return ((apply(params, x) - y) ** 2).mean()
+
+        return Problem(draw, draw, apply, params, mse, mse, "mse", "sinusoids, new at every draw")
+
+    def cross_entropy(params: Any, batch: Any) -> Tensor:
+        x, y = batch
+        return F.cross_entropy(apply(params, x), y)
+
+    def accuracy(params: Any, batch: Any) -> Tensor:
+        x, y = batch
+        return (apply(params, x).argmax(-1) == y).to(x.dtype).mean()
+
+    if not config.data:
+        raise ArgumentError(
+            "train(data)",
+            "a folder with Omniglot's archives or omniglot_28_grey.npz",
+            "none",
+            remedy="Pass --data FOLDER; --download fetches the authors' archives into it.",
+        )
+    shape = {"way": config.way, "shot": config.shot, "query": config.query}
+    train = tasks.omniglot(config.data, config.split, "train", **shape, **on)
+    test = tasks.omniglot(config.data, config.split, "test", **shape, **on)
+    note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
+    return Problem(train, test, apply, params, cross_entropy, accuracy, "accuracy", note)
