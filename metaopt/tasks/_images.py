@@ -65,7 +65,7 @@ class ImageTasks:
         def batch(index: Tensor) -> tuple[Tensor, Tensor]:
             k = index.shape[2]
             ink = pool.index_select(0, index.reshape(-1).to(self.device))
-            x = (ink.to(self.dtype) / 255).view(num_tasks, way * k, 1, height, width)
+            x = ink.to(self.dtype).div_(255).view(num_tasks, way * k, 1, height, width)
             y = torch.arange(way, device=self.device).repeat_interleave(k, output_size=way * k)
             return x, y.repeat(num_tasks, 1)
 
@@ -97,7 +97,11 @@ def image_tasks(
     """
     if images.shape[0] < way:
         raise DataError(
-            f"{call}(way)", f"at least {way} classes", str(images.shape[0]), name, "Pass a smaller way."
+            f"{call}(way)",
+            f"at least {way} classes",
+            str(images.shape[0]),
+            name,
+            "Pass a smaller way, or data with more classes.",
         )
     if images.shape[1] < shot + query:
         raise ArgumentError(
