@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, optim, tree
+from metaopt import errors, optim, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
@@ -28,6 +28,7 @@ __all__ = [
     "map_tasks",
     "optim",
     "recompute",
+    "tasks",
     "tree",
     "unroll",
 ]
