@@ -1,0 +1,134 @@
+"""The command line: ``python -m metaopt train {sinusoid,omniglot}``, ``evaluate CHECKPOINT``."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from metaopt import plot, tasks, train
+from metaopt._version import version
+from metaopt.errors import ArgumentError, CheckpointError, MetaoptError
+
+__all__ = ["main"]
+
+_TYPES: dict[str, Any] = {"int": int, "float": float, "str": str}
+_INTERRUPTED = 130  # what a shell reports after Ctrl-C
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="metaopt", description="Batched-task meta-learning.")
+    parser.add_argument("--version", action="version", version=f"metaopt {version}")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    command = commands.add_parser("train", help="meta-train a model by MAML")
+    problems = command.add_subparsers(dest="problem", required=True)
+    for problem, defaults in train.DEFAULTS.items():
+        sub = problems.add_parser(problem, help=f"few-shot {problem}")
+        _add_options(sub, defaults)
+        sub.add_argument("--out", type=Path, default=Path("runs") / problem, help="folder for the results")
+        sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+        sub.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="outer steps")
+        sub.add_argument("--eval-tasks", type=int, default=600, metavar="N", help="test tasks at the end")
+        sub.add_argument("--no-pictures", action="store_true", help="do without matplotlib")
+        if problem == "omniglot":
+            sub.add_argument("--download", action="store_true", help="fetch the archives into --data")
+
+    command = commands.add_parser("evaluate", help="score a checkpoint on test tasks")
+    command.add_argument("checkpoint", type=Path)
+    command.add_argument("--tasks", type=int, default=600, help="test tasks")
+    command.add_argument("--steps", type=int, default=None, help="adaptation steps; as trained")
+    command.add_argument("--data", default=None, help="folder with the Omniglot archives; as trained")
+    command.add_argument("--device", default=None, help="as trained")
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
+    """One option a field of Config, without a default, so that it is known which were given."""
+    omniglot_only = {"way", "split", "data"}
+    for field in dataclasses.fields(train.Config):
+        if field.name == "problem" or (field.name in omniglot_only and defaults["width"] == 40):
+            continue
+        default = defaults.get(field.name, field.default)
+        flag, text = "--" + field.name.replace("_", "-"), f"{field.metadata['help']} (default: {default})"
+        if field.type == "bool":
+            parser.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=text)
+        else:
+            kind, known = _TYPES[str(field.type)], train.CHOICES.get(field.name)
+            parser.add_argument(flag, type=kind, choices=known, default=argparse.SUPPRESS, help=text)
+
+
+def _config(options: argparse.Namespace) -> train.Config:
+    """The run's configuration; with --resume the checkpoint's, which what is given must not contradict."""
+    fields = {field.name for field in dataclasses.fields(train.Config)}
+    given = {k: v for k, v in vars(options).items() if k in fields and k != "problem"}
+    if not options.resume:
+        return train.config_for(options.problem, **given)
+    path = options.out / "checkpoint.pt"
+    config = train.load(path).config
+    for name, value in (given | {"problem": options.problem}).items():
+        saved = getattr(config, name)
+        if saved != value and name not in ("data", "device"):
+            raise CheckpointError(
+                f"train({name})", f"{saved!r}, as in the checkpoint", repr(value), str(path),
+                remedy="Leave the option out, or start another run with --out.",
+            )
+    return dataclasses.replace(config, **{k: v for k, v in given.items() if k in ("data", "device")})
+
+
+def _train(options: argparse.Namespace) -> int:
+    if not options.no_pictures:
+        plot.figure()  # a missing extra is told before the work, not after it
+    config = _config(options)
+    if getattr(options, "download", False):
+        tasks.omniglot(config.data, config.split, "train", download=True)
+    problem = train.make_problem(config)
+    print(f"{config.problem}: {problem.note}", flush=True)
+    run, step = train.train(
+        config, problem, options.out, resume=options.resume, checkpoint_every=options.checkpoint_every
+    )
+    if step < config.iterations:
+        print(f"Stopped at step {step} and saved. Go on with: "
+              f"python -m metaopt train {config.problem} --out {options.out} --resume")
+        return _INTERRUPTED
+    kept = [options.out / "checkpoint.pt", options.out / "metrics.jsonl"]
+    print(train.evaluate(config, problem, run.learned, num_tasks=options.eval_tasks))
+    if not options.no_pictures:
+        kept += train.save_pictures(config, problem, run.learned, options.out)
+    print("wrote", *kept)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    for name, least in (("tasks", 2), ("steps", 0)):
+        value = getattr(options, name)
+        if value is not None and value < least:
+            raise ArgumentError(f"evaluate({name})", f"an integer >= {least}", str(value))
+    found = train.load(options.checkpoint)
+    overrides = {k: getattr(options, k) for k in ("data", "device") if getattr(options, k) is not None}
+    config = dataclasses.replace(found.config, **overrides)
+    problem = train.make_problem(config)
+    run = train.restore(found, train.start(config, problem))
+    print(f"{config.problem}, step {found.step}: {problem.note}")
+    print(train.evaluate(config, problem, run.learned, num_tasks=options.tasks, num_steps=options.steps))
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    options = _parser().parse_args(arguments)
+    try:
+        return {"train": _train, "evaluate": _evaluate}[options.command](options)
+    except MetaoptError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Interrupted; the last checkpoint stands.", file=sys.stderr)
+        return _INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

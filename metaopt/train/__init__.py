@@ -1,0 +1,30 @@
+"""Training: the outer loop, its checkpoints, evaluation and pictures."""
+
+from metaopt.train._checkpoint import Checkpoint, load, restore, save
+from metaopt.train._config import CHOICES, DEFAULTS, Config, config_for
+from metaopt.train._evaluate import Evaluation, evaluate
+from metaopt.train._loop import Learned, Run, start, train
+from metaopt.train._pictures import save_pictures
+from metaopt.train._problem import Problem, conv4, make_problem, mlp
+
+__all__ = [
+    "CHOICES",
+    "DEFAULTS",
+    "Checkpoint",
+    "Config",
+    "Evaluation",
+    "Learned",
+    "Problem",
+    "Run",
+    "config_for",
+    "conv4",
+    "evaluate",
+    "load",
+    "make_problem",
+    "mlp",
+    "restore",
+    "save",
+    "save_pictures",
+    "start",
+    "train",
+]
