@@ -65,7 +65,7 @@ def omniglot(
     Raises:  ArgumentError; DataError if the data is missing, damaged or too small for the task;
              MissingExtraError without numpy and Pillow, which come with ``metaopt-torch[vision]``.
     Cost:    16 KiB a class on the device (rotations: 63 MiB for Vinyals' training classes). The archives
-             are decoded at every call, the npz is faster.
+             are decoded at every call, in about 0.2 ms a drawing; the npz takes a tenth of a second.
     Source:  Lake, Salakhutdinov & Tenenbaum 2015, Science 350:1332; Vinyals et al. 2016, arXiv:1606.04080.
     """
     check_split(split, part)
