@@ -65,7 +65,7 @@ def omniglot(
     Raises:  ArgumentError; DataError if the data is missing, damaged or too small for the task;
              MissingExtraError without numpy and Pillow, which come with ``metaopt-torch[vision]``.
     Cost:    16 KiB a class on the device (rotations: 63 MiB for Vinyals' training classes). The archives
-             are decoded at every call, the npz is faster.
+             are decoded at every call, in about 0.2 ms a drawing; the npz takes a tenth of a second.
     Source:  Lake, Salakhutdinov & Tenenbaum 2015, Science 350:1332; Vinyals et al. 2016, arXiv:1606.04080.
     """
     check_split(split, part)
@@ -107,7 +107,7 @@ def _read(root: Path, split: str, part: str, download: bool | Mirror) -> Tensor:
             f"{_NPZ}, {' and '.join(needed)}, or the small archives",
             "none of them",
             str(root),
-            "Pass download=True to fetch the authors' archives (15 MB).",
+            "Pass download=True to fetch the authors' archives (16 MB).",
         )
     return _read_archives(paths, split, part)
 
@@ -123,7 +123,8 @@ def _read_npz(path: Path, split: str, part: str) -> Tensor:
         if array.shape != (count,) or array.dtype.kind not in "ui":
             got = f"{array.dtype} {list(array.shape)}"
             raise DataError(_WHERE, f"{count} integers", got, f"{path.name}:{name}")
-    if alphabets.ndim != 1 or alphabets.dtype.kind != "U" or (count and alphabet.max() >= len(alphabets)):
+    known = range(len(alphabets)) if alphabets.ndim == 1 and alphabets.dtype.kind == "U" else ()
+    if not set(alphabet.tolist()) <= set(known):
         got = f"{alphabets.dtype} {list(alphabets.shape)}"
         raise DataError(_WHERE, "a name for every alphabet", got, f"{path.name}:alphabets")
     rows = [

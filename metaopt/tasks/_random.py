@@ -2,7 +2,8 @@
 
 SplitMix64: the i-th number of a stream is a hash of ``key + i · γ``. Row r depends on r alone, so the
 first rows of a long draw are those of a short one, which torch's generators do not promise; and its CPU
-generator keeps only 32 bits of its seed, so that two of 65,000 steps would get the same episodes.
+generator keeps 32 bits of its seed, so that among 65,000 steps two would get the same episodes with
+probability 0.4.
 """
 
 from __future__ import annotations

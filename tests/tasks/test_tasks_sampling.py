@@ -60,6 +60,16 @@ def test_an_episode_is_a_support_and_a_query_of_pairs(tasks: mo.tasks.Tasks) -> 
 
 
 @every
+def test_episodes_go_into_map_tasks_as_they_are(tasks: mo.tasks.Tasks) -> None:
+    def loss(w: torch.Tensor, episode: mo.Episode) -> torch.Tensor:
+        return sum(((w * x.flatten(1).mean(1) - y.flatten()) ** 2).mean() for x, y in episode)
+
+    w, episodes = torch.tensor(0.5), tasks.sample(3, seed=0)
+    losses = mo.map_tasks(loss)(w, episodes)
+    torch.testing.assert_close(losses, torch.stack([loss(w, e) for e in mo.tree.unstack(episodes)]))
+
+
+@every
 def test_repr_is_one_readable_line(tasks: mo.tasks.Tasks) -> None:
     text = repr(tasks)
     assert "\n" not in text
