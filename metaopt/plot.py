@@ -53,6 +53,9 @@ def learning_curve(lines: Sequence[dict[str, float]], score: str = "accuracy") -
         axis.plot(steps[width - 1 :], _smoothed(values, width), color=colour, label=f"mean of {width}")
         axis.set(xlabel="outer step", ylabel=f"query {name}")
         axis.set_yscale("log" if name == "loss" else "linear")
+        if name == "loss":  # 0.3 instead of 3 × 10⁻¹
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.yaxis.set_minor_formatter("{x:.1g}")
         axis.grid(alpha=0.3, which="both")
         axis.legend(frameon=False)
     return fig

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import hashlib
 import io
@@ -47,7 +48,8 @@ def _digest(config: dict[str, Any], step: int, leaves: dict[str, Any]) -> str:
         sha.update(path.encode())
         if isinstance(leaf, Tensor):
             sha.update(f"{leaf.dtype}{list(leaf.shape)}".encode())
-            sha.update(leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(force=True))
+            flat = leaf.detach().cpu().contiguous()  # read by address: numpy is no core dependency
+            sha.update(ctypes.string_at(flat.data_ptr(), flat.nbytes))
         else:
             sha.update(repr(leaf).encode())
     return sha.hexdigest()
@@ -82,8 +84,8 @@ def load(path: Path) -> Checkpoint:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, ValueError, KeyError, OSError) as error:
-        reason = str(error).partition("\n")[0]
-        raise CheckpointError(where, "a checkpoint of metaopt", f"a damaged file ({reason})", str(path)) from error
+        got = f"a damaged file ({str(error).partition(chr(10))[0]})"
+        raise CheckpointError(where, "a checkpoint of metaopt", got, at=str(path)) from error
     if not isinstance(content, dict) or "format" not in content:
         raise CheckpointError(where, "a checkpoint of metaopt", "another file", at=str(path))
     if content["format"] != _FORMAT:
@@ -95,7 +97,10 @@ def load(path: Path) -> Checkpoint:
         whole = False
     if not whole:
         raise CheckpointError(
-            where, "content that matches its checksum", "a damaged file", str(path),
+            where,
+            "content that matches its checksum",
+            "a damaged file",
+            str(path),
             remedy="Start again, or resume from a copy.",
         )
     try:

@@ -43,11 +43,12 @@ class Config:
     seed: int = dataclasses.field(default=0, metadata={"help": "of the model and of every episode"})
     device: str = dataclasses.field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, mps"})
     dtype: str = dataclasses.field(default="float32", metadata={"help": "float32 or float64"})
+    threads: int = dataclasses.field(default=1, metadata={"help": "of an operation; 0: torch's own choice"})
 
     def __post_init__(self) -> None:
         for name, least in (("shot", 1), ("query", 1), ("inner_steps", 0), ("meta_batch", 1)):
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name, least in (("iterations", 1), ("way", 2), ("width", 1), ("chunk_size", 0)):
+        for name, least in (("iterations", 1), ("way", 2), ("width", 1), ("chunk_size", 0), ("threads", 0)):
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
         for name in ("inner_lr", "meta_lr", "lr_lr"):
             self._check(name, getattr(self, name) >= 0, "a number >= 0")
@@ -90,7 +91,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "meta_batch": 4,
         "meta_lr": 3e-3,
         "lr_lr": 1e-2,
-        "iterations": 6000,
+        "iterations": 8000,
         "width": 32,
     },
 }

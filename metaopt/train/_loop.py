@@ -177,7 +177,10 @@ def train(
         run, first = checkpoint.restore(found, run), found.step
     elif saved.exists():
         raise ArgumentError(
-            "train(out)", "a folder without a checkpoint", "one", str(saved),
+            "train(out)",
+            "a folder without a checkpoint",
+            "one",
+            str(saved),
             remedy="Pass --resume to go on, or another --out.",
         )
     _keep_lines(metrics, first)
@@ -216,7 +219,7 @@ class _Progress:
         self.bar.update()
         if n % 20 == 0 or n == total:
             speed = (n - self.first) * self.tasks / (time.perf_counter() - self.began)
-            words = {k: f"{v:.4f}" for k, v in self.smooth.items() if k != "step"}
+            words = {k: f"{v:.4f}" for k, v in self.smooth.items() if k not in ("step", "mse")}
             words["tasks/s"] = f"{speed:.0f}"
             self.bar.set_postfix(words, refresh=False)
             if not self.bar.disable and n % max(total // 200 * 20, 20) == 0:

@@ -40,11 +40,10 @@ def _sinusoids(config: Config, problem: Problem, learned: Learned) -> plot.Any:
         trail = adapt(config, problem, learned, episode.support, config.inner_steps)
         with torch.no_grad():
             rows.append(torch.stack([problem.apply(trail[k], x[:, None])[:, 0] for k in steps]))
-        truth.append(_wave(x) @ torch.linalg.lstsq(_wave(episode.support[0][:, 0]), episode.support[1]).solution)
-    predictions = torch.stack(rows, 1)
-    return plot.adapted_sinusoids(
-        x.cpu(), torch.stack(truth)[..., 0].cpu(), tree.map(lambda v: v.cpu(), episodes.support), predictions.cpu(), steps
-    )
+        support_x, support_y = episode.support
+        truth.append(_wave(x) @ torch.linalg.lstsq(_wave(support_x[:, 0]), support_y).solution)
+    drawn = (x, torch.stack(truth)[..., 0], episodes.support, torch.stack(rows, 1))
+    return plot.adapted_sinusoids(*tree.map(lambda v: v.cpu(), drawn), steps)
 
 
 def _wave(x: Tensor) -> Tensor:

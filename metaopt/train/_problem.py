@@ -68,7 +68,7 @@ def _device(name: str) -> torch.device:
 
 def make_problem(config: Config) -> Problem:
     """Build the problem that a configuration describes; the model's weights come from its seed."""
-    on = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
+    on: dict[str, Any] = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
         sinusoid = config.problem == "sinusoid"
@@ -98,7 +98,7 @@ def make_problem(config: Config) -> Problem:
             "none",
             remedy="Pass --data FOLDER; --download fetches the authors' archives into it.",
         )
-    shape = {"way": config.way, "shot": config.shot, "query": config.query}
+    shape: dict[str, Any] = {"way": config.way, "shot": config.shot, "query": config.query}
     train = tasks.omniglot(config.data, config.split, "train", **shape, **on)
     test = tasks.omniglot(config.data, config.split, "test", **shape, **on)
     note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
