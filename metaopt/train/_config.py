@@ -33,6 +33,9 @@ class Config:
     schedule: str = dataclasses.field(
         default="cosine", metadata={"help": "of the outer step sizes: cosine or constant"}
     )
+    clip: float = dataclasses.field(
+        default=10.0, metadata={"help": "largest norm of the meta-gradient; 0: any"}
+    )
     first_order: bool = dataclasses.field(
         default=False, metadata={"help": "take inner gradients for constants (first-order MAML)"}
     )
@@ -50,7 +53,7 @@ class Config:
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
         for name, least in (("iterations", 1), ("way", 2), ("width", 1), ("chunk_size", 0), ("threads", 0)):
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name in ("inner_lr", "meta_lr", "lr_lr"):
+        for name in ("inner_lr", "meta_lr", "lr_lr", "clip"):
             self._check(name, getattr(self, name) >= 0, "a number >= 0")
         for name, known in CHOICES.items():
             self._check(name, getattr(self, name) in known, " or ".join(map(repr, known)))
@@ -74,11 +77,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "shot": 10,
         "query": 10,
         "inner_steps": 5,
-        "inner_lr": 0.01,
+        "inner_lr": 0.03,
         "learn_lr": "step",
         "meta_batch": 25,
         "meta_lr": 1e-3,
-        "lr_lr": 1e-3,
+        "lr_lr": 3e-4,
         "iterations": 8000,
         "width": 40,
     },

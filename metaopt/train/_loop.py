@@ -106,13 +106,21 @@ def meta_step(config: Config, problem: Problem) -> Callable[[Run, Episode, int],
             tree.map(lambda _: decay * config.lr_lr, run.learned.inner_lr),
         )
         with torch.no_grad():
-            gradient = tree.unflatten(structure, grads)
+            gradient = _clipped(tree.unflatten(structure, grads), config.clip)
             hparams = adam.hparams._replace(lr=rates)
             learned, outer = adam.update(run.learned, run.outer, gradient, hparams)
         learned = tree.map(lambda x: x.requires_grad_(), learned)
         return Run(learned, outer), (losses.detach(), scores)
 
     return step_fn
+
+
+def _clipped(gradient: Any, limit: float) -> Any:
+    """g · min(1, limit / ‖g‖)."""
+    if not limit:
+        return gradient
+    norm = tree.global_norm(gradient)
+    return tree.scale(gradient, torch.where(norm > limit, limit / norm, 1.0))
 
 
 def _check_finite(losses: Tensor, grads: Any, learned: Learned, step: int) -> None:

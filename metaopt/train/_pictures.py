@@ -43,7 +43,8 @@ def _sinusoids(config: Config, problem: Problem, learned: Learned) -> plot.Any:
         support_x, support_y = episode.support
         truth.append(_wave(x) @ torch.linalg.lstsq(_wave(support_x[:, 0]), support_y).solution)
     drawn = (x, torch.stack(truth)[..., 0], episodes.support, torch.stack(rows, 1))
-    return plot.adapted_sinusoids(*tree.map(lambda v: v.cpu(), drawn), steps)
+    x, truths, support, predictions = tree.map(lambda v: v.cpu(), drawn)
+    return plot.adapted_sinusoids(x, truths, support, predictions, steps)
 
 
 def _wave(x: Tensor) -> Tensor:
