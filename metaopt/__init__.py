@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, optim, tree
+from metaopt import errors, hypergrad, optim, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
@@ -23,6 +23,7 @@ __all__ = [
     "errors",
     "exact",
     "functional",
+    "hypergrad",
     "inner_step",
     "maml",
     "map_tasks",
