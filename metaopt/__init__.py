@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, hypergrad, optim, tree
+from metaopt import errors, hypergrad, linsolve, optim, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
@@ -25,6 +25,7 @@ __all__ = [
     "functional",
     "hypergrad",
     "inner_step",
+    "linsolve",
     "maml",
     "map_tasks",
     "optim",

@@ -13,8 +13,8 @@ ROOT = Path(metaopt.__file__).parent
 FLOORS = {
     0: ["errors", "_version"],
     1: ["tree", "types", "exact"],
-    2: ["optim", "linsolve", "tasks", "functional", "recompute"],
-    3: ["step"],
+    2: ["optim", "tasks", "functional", "recompute"],
+    3: ["step", "linsolve"],
     4: ["unroll", "batch"],
     5: ["hypergrad"],
     6: ["algorithms"],

@@ -88,7 +88,8 @@ def pull(
         filled = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, xs, strict=True)]
         return value, (filled, value, found)
 
-    _, _, (filled, value, found) = torch.func.vjp(lifted, *xs, has_aux=True)
+    lowered: Any = torch.func.vjp(lifted, *xs, has_aux=True)
+    filled, value, found = lowered[-1]
     grads = [g if seen else None for g, seen in zip(filled, used, strict=True)]
     return grads, value, tree.unflatten(shape[0], found)
 

@@ -141,7 +141,8 @@ def _products(
         return gradient(*thetas, *inputs[count:])
 
     try:
-        return torch.func.jvp(of_theta, inputs[:count], tuple(along))
+        both: Any = torch.func.jvp(of_theta, inputs[:count], tuple(along))
+        return both
     except (RuntimeError, NotImplementedError):  # an operation without a forward derivative
 
         def slope(*xs: Tensor) -> Tensor:  # ⟨∇_θ ℓ, along⟩, whose gradient is the same product

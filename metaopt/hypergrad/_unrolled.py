@@ -39,9 +39,7 @@ def unrolled(problem: Problem, phi: Any, *, memory: Memory = "all") -> Hypergrad
     return _reverse("unrolled", problem, phi, 2, memory)
 
 
-def _reverse(
-    where: str, problem: Problem, phi: Any, order: Order, memory: Memory, blind: str = ""
-) -> Hypergrad:
+def _reverse(where: str, problem: Problem, phi: Any, order: Order, memory: Memory) -> Hypergrad:
     check_problem(where, problem)
 
     def value(phi: Any) -> tuple[Tensor, Rollout]:
@@ -49,4 +47,4 @@ def _reverse(
         check_finite(where, out.losses)
         return out.value, out
 
-    return differentiate(where, problem, phi, value, blind)
+    return differentiate(where, problem, phi, value)
