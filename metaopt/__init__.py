@@ -7,6 +7,7 @@ from metaopt.batch import choose, map_tasks
 from metaopt.exact import exact
 from metaopt.functional import functional
 from metaopt.recompute import recompute
+from metaopt.root import fixed_point, root
 from metaopt.step import inner_step
 from metaopt.types import Episode, Hypergrad, LossFn, Meta, Optimizer, Unrolled
 from metaopt.unroll import unroll
@@ -22,6 +23,7 @@ __all__ = [
     "choose",
     "errors",
     "exact",
+    "fixed_point",
     "functional",
     "hypergrad",
     "inner_step",
@@ -30,6 +32,7 @@ __all__ = [
     "map_tasks",
     "optim",
     "recompute",
+    "root",
     "tree",
     "unroll",
 ]

@@ -194,6 +194,43 @@ def cauchy_step(n: int = 4) -> Scenario:
     )
 
 
+def ridge(n: int = 8, width: int = 3) -> Scenario:
+    """7. dF/dλ = −∇F(w)ᵀ(XᵀX+λI)⁻¹w, w the solution in closed form."""
+    x, y, decay = vector(n * width, 16).reshape(n, width), vector(n, 17), f64(0.7)
+    gram = x.T @ x + decay * torch.eye(width, dtype=DOUBLE)
+    w, target = torch.linalg.solve(gram, x.T @ y), vector(width, 18)
+
+    def inner(p: Tensor, batch: Any, decay: Tensor) -> Tensor:
+        return ((batch[0] @ p - batch[1]) ** 2).sum() / 2 + decay * (p @ p) / 2
+
+    def judge(p: Tensor, batch: Any, decay: Tensor) -> Tensor:
+        return ((p - target) ** 2).sum() / 2
+
+    problem = Problem(inner, sgd_of(lr=0.05), (x, y), 0, judge, params=w)
+    truth = Meta(None, None, (-(w - target) @ torch.linalg.solve(gram, w),))
+    return Scenario("7 ridge", problem, Meta(None, None, (decay,)), truth)
+
+
+def imaml(n: int = 4, decay: float = 0.6) -> Scenario:
+    """12. At the exact proximal point: (I+Q/λ)⁻¹ Q(φ−c), Q(φ−c) the outer gradient there.
+
+    The inner loss is ½(θ−c)ᵀQ(θ−c) + λ/2‖θ−φ‖², the outer one its first part: ∇F(θ*) = Q(θ*−c).
+    """
+    q, centre, prior = positive(n, 19), vector(n, 20), vector(n, 21)
+    eye = torch.eye(n, dtype=DOUBLE)
+    point = torch.linalg.solve(q + decay * eye, q @ centre + decay * prior)
+
+    def inner(p: Tensor, batch: Any, prior: Tensor) -> Tensor:
+        return quadratic(p, batch) + decay * ((p - prior) ** 2).sum() / 2
+
+    def judge(p: Tensor, batch: Any, prior: Tensor) -> Tensor:
+        return quadratic(p, batch)
+
+    problem = Problem(inner, sgd_of(lr=0.1), (q, centre), 0, judge, params=point)
+    truth = torch.linalg.solve(eye + q / decay, q @ (point - centre))
+    return Scenario("12 iMAML", problem, Meta(None, None, (prior,)), Meta(None, None, (truth,)))
+
+
 def everything(steps: int = 6, n: int = 4) -> Scenario:
     """No closed form, all kinds of φ at once: estimators are compared with one another. Truth is None."""
     matrix, centre = positive(n, 12), vector(n, 13)

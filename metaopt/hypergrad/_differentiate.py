@@ -12,6 +12,7 @@ from torch._C._functorch import get_interpreter_stack
 from metaopt import tree
 from metaopt.errors import ArgumentError, DivergenceError
 from metaopt.hypergrad._problem import Problem
+from metaopt.peek import peek
 from metaopt.recompute import check_captured
 from metaopt.types import Hypergrad, Meta
 
@@ -123,10 +124,11 @@ def name_unused(
 ) -> list[Tensor]:
     """The gradients, zero for initial parameters where ``blind`` says so; else an error names the leaf."""
     leaves, paths = tree.leaves(phi), tree.paths(phi)
+    lost = all(g is None for g in grads)
     found = []
     for i, g in zip(index, grads, strict=True):
         start = not isinstance(phi, Meta) or paths[i].startswith("params")
-        if g is None and not (blind and start):
+        if g is None and (lost or not (blind and start)):
             raise ArgumentError(
                 f"{where}(phi)",
                 "every tensor of phi to reach the outer loss",
@@ -145,21 +147,14 @@ def check_finite(where: str, losses: Tensor) -> None:
     """
     if torch.compiler.is_compiling() or losses.numel() == 0:
         return
-    rows = losses.detach()
-    axes: list[int] = []
-    while torch._C._functorch.is_functorch_wrapped_tensor(rows):
-        if torch._C._functorch.is_batchedtensor(rows):
-            axes.append(torch._C._functorch.maybe_get_bdim(rows))
-            rows = torch._C._functorch.get_unwrapped(rows).movedim(axes[-1], -1)
-        else:
-            rows = torch._C._functorch.get_unwrapped(rows)
+    rows, mapped = peek(losses)
     finite = rows.isfinite()
     if bool(finite.all()):
         return
     by_step = finite.reshape(finite.shape[0], -1)
     step = int((~by_step).any(1).nonzero()[0])
     at = f"step {step}"
-    if axes:
+    if mapped:
         at += f" of task {int((~by_step[step]).nonzero()[0])}"
     raise DivergenceError(
         f"{where}(problem)",

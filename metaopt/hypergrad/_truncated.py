@@ -34,7 +34,7 @@ def truncated(problem: Problem, phi: Any, *, last: int, memory: Memory = "all") 
         ∂F/∂φ + Σ_{j ≥ J−K} (∂F/∂θ_J) (Π_{i>j} ∂θ_{i+1}/∂θ_i) ∂θ_{j+1}/∂φ
 
     Biased by O((1 − αμ)^K) where the inner loss is μ-strongly convex. The gradient for initial
-    parameters is 0 if K < J.
+    parameters is 0 if K < J, and an error where φ holds nothing else.
 
     Args: problem, phi: as in `unrolled`.
           last: K >= 0.
