@@ -1,12 +1,13 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, optim, tasks, tree
+from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
 from metaopt.exact import exact
 from metaopt.functional import functional
 from metaopt.recompute import recompute
+from metaopt.root import fixed_point, root
 from metaopt.step import inner_step
 from metaopt.types import Episode, Hypergrad, LossFn, Meta, Optimizer, Unrolled
 from metaopt.unroll import unroll
@@ -22,13 +23,17 @@ __all__ = [
     "choose",
     "errors",
     "exact",
+    "fixed_point",
     "functional",
+    "hypergrad",
     "inner_step",
+    "linsolve",
     "maml",
     "map_tasks",
     "optim",
     "recompute",
     "tasks",
+    "root",
     "tree",
     "unroll",
 ]

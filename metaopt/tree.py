@@ -164,10 +164,12 @@ def spread(where: str, value: Any, tree: Tree) -> list[Any]:
 def broadcast_prefix(where: str, prefix: Tree, tree: Tree) -> list[Any]:
     """Return the entries of ``prefix``, None among them, once for every leaf of ``tree`` they cover."""
     try:
-        return optree.broadcast_prefix(prefix, tree, none_is_leaf=True)
+        entries = optree.broadcast_prefix(prefix, tree, none_is_leaf=True)
     except ValueError as error:
         expected = "a prefix of the tree it describes"
         raise StructureError(where, expected, str(prefix)) from error
+    found = optree.tree_leaves(tree, none_is_leaf=True)  # a None of the tree has no leaf elsewhere
+    return [entry for entry, leaf in zip(entries, found, strict=True) if leaf is not None]
 
 
 def stack(trees: Sequence[Tree]) -> Tree:

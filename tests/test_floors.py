@@ -12,10 +12,10 @@ ROOT = Path(metaopt.__file__).parent
 # A room is a top-level file or folder; inside a folder, files may import one another.
 FLOORS = {
     0: ["errors", "_version"],
-    1: ["tree", "types", "exact"],
-    2: ["optim", "linsolve", "tasks", "functional", "recompute"],
-    3: ["step"],
-    4: ["unroll", "batch"],
+    1: ["tree", "types", "exact", "peek"],
+    2: ["optim", "tasks", "functional", "recompute"],
+    3: ["step", "linsolve"],
+    4: ["unroll", "batch", "root"],
     5: ["hypergrad"],
     6: ["algorithms"],
     7: ["stateful", "doctor", "plot"],

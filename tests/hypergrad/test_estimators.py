@@ -1,0 +1,169 @@
+"""Closed forms, and the laws that every estimator which differentiates steps must meet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import scenarios
+import torch
+from scenarios import EXACT, close
+
+import metaopt as mo
+from metaopt import hypergrad as hg
+
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    "unrolled": hg.unrolled,
+    "unrolled sqrt": lambda problem, phi: hg.unrolled(problem, phi, memory="sqrt"),
+    "truncated all": lambda problem, phi: hg.truncated(problem, phi, last=problem.num_steps),
+    "forward": hg.forward,
+    "forward chunked": lambda problem, phi: hg.forward(problem, phi, chunk_size=2),
+    "mixed": hg.mixed,
+}
+exact_estimators = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS.keys())
+
+
+@exact_estimators
+@pytest.mark.parametrize("make", EXACT, ids=lambda f: f.__name__)
+def test_closed_forms(estimator: Any, make: Any) -> None:
+    scenario = make()
+    result = estimator(scenario.problem, scenario.phi)
+    close(result.grad, scenario.truth)
+    assert result.aux.losses.shape == (scenario.problem.num_steps,)
+
+
+def test_momentum_over_two_steps_is_known_by_hand() -> None:
+    scenario = scenarios.momentum_of_scalar(2)
+    close(hg.unrolled(scenario.problem, scenario.phi).grad.hparams.momentum, -0.3 * 1.2 * 2.0)
+
+
+def test_first_order_is_fomaml() -> None:
+    scenario = scenarios.fomaml()
+    close(hg.first_order(scenario.problem, scenario.phi).grad, scenario.truth)
+
+
+@exact_estimators
+def test_all_parts_of_phi_agree_with_finite_differences(estimator: Any) -> None:
+    scenario = scenarios.everything()
+    grad = estimator(scenario.problem, scenario.phi).grad
+    leaves, structure = mo.tree.flatten(scenario.phi)
+
+    def value(i: int, entry: int, h: float) -> torch.Tensor:
+        moved = list(leaves)
+        if isinstance(moved[i], torch.Tensor):
+            moved[i] = moved[i].clone()
+            moved[i].view(-1)[entry] += h
+        return hg.unrolled(scenario.problem, mo.tree.unflatten(structure, moved)).value
+
+    for i, (leaf, g) in enumerate(zip(leaves, mo.tree.leaves(grad), strict=True)):
+        if isinstance(leaf, torch.Tensor):
+            slope = torch.stack(
+                [(value(i, k, 1e-6) - value(i, k, -1e-6)) / 2e-6 for k in range(leaf.numel())]
+            )
+            assert (slope - g.reshape(-1)).abs().max() < 1e-7
+    close(grad, hg.unrolled(scenario.problem, scenario.phi).grad)
+
+
+def many(tasks: int = 3) -> tuple[Any, Any, Any]:
+    """(estimate of one task's batch, stacked batches, φ)."""
+    scenario = scenarios.everything()
+    batches = mo.tree.stack(
+        [(scenarios.positive(4, 20 + t), scenarios.vector(4, 30 + t)) for t in range(tasks)]
+    )
+    return scenario, batches, scenario.phi
+
+
+@exact_estimators
+@pytest.mark.parametrize("chunk_size", [None, 2], ids=["vmap", "chunked"])
+def test_tasks_mapped_equal_tasks_looped(estimator: Any, chunk_size: int | None) -> None:
+    scenario, batches, phi = many()
+
+    def estimate(phi: Any, batch: Any) -> Any:
+        return estimator(scenario.problem._replace(batch=batch), phi).grad
+
+    mapped = mo.map_tasks(estimate, how="vmap", chunk_size=chunk_size)(phi, batches)
+    for t in range(3):
+        single = estimate(phi, mo.tree.index(batches, t))
+        close(mo.tree.index(mapped, t), single)
+
+
+@pytest.mark.parametrize("estimator", [hg.unrolled, hg.forward, hg.mixed], ids=lambda f: f.__name__)
+def test_an_estimate_compiles(estimator: Any) -> None:
+    scenario = scenarios.everything(steps=2)
+    compiled = torch.compile(lambda phi: estimator(scenario.problem, phi).grad, backend="aot_eager")
+    close(compiled(scenario.phi), estimator(scenario.problem, scenario.phi).grad)
+
+
+@exact_estimators
+def test_an_estimate_can_be_differentiated_again(estimator: Any) -> None:
+    scenario = scenarios.lr_of_scalar(3)
+    alpha = scenario.phi.hparams.lr.clone().requires_grad_()
+    phi = scenario.phi._replace(hparams=scenario.phi.hparams._replace(lr=alpha))
+    (second,) = torch.autograd.grad(estimator(scenario.problem, phi).grad.hparams.lr, alpha)
+    a, b = scenario.problem.batch
+    close(second, 3 * 2 * a**2 * (1 - alpha.detach() * a) * (2.0 - b))
+
+
+def test_the_outer_loss_along_the_way() -> None:
+    """outer_every averages: the estimate is the mean of those of shorter problems."""
+    long = scenarios.everything(6)
+    problem = long.problem._replace(outer_every=2)
+    parts = [hg.unrolled(scenarios.everything(j).problem, long.phi).grad for j in (2, 4, 6)]
+    mean = mo.tree.map(lambda *g: torch.stack(g).mean(0), *parts)
+    for estimator in ESTIMATORS.values():
+        close(estimator(problem, long.phi).grad, mean)
+
+
+def test_steps_with_their_own_batch_and_rate() -> None:
+    batch = (scenarios.f64([1.0, 2.0, 0.5]), scenarios.f64([0.1, 0.2, 0.3]))
+    rates = scenarios.f64([0.1, 0.2, 0.3])
+    opt = mo.optim.sgd(lr=rates)
+    problem = hg.Problem(
+        scenarios.scalar_quadratic,
+        opt,
+        batch,
+        None,
+        scenarios.itself,
+        (),
+        scenarios.f64(1.0),
+        per_step_hparams=True,
+    )
+    phi = mo.Meta(None, opt.hparams)
+    want = hg.unrolled(problem, phi).grad
+    for estimator in (hg.mixed, hg.forward, lambda p, f: hg.truncated(p, f, last=3)):
+        close(estimator(problem, phi).grad, want)
+    tail = hg.truncated(problem, phi, last=1).grad.hparams.lr
+    close(tail, torch.stack([rates[0] * 0, rates[0] * 0, want.hparams.lr[2]]))
+
+
+def test_truncation_error_falls_as_declared() -> None:
+    """The bias of the last K steps is r^K of the whole: the slope of its logarithm is log r."""
+    scenario = scenarios.decay_of_scalar(400)
+    r = 1 - 0.3 * (1.5 + 0.2)
+    errors = [
+        (
+            hg.truncated(scenario.problem, scenario.phi, last=k).grad.hparams.weight_decay
+            - scenario.truth.hparams.weight_decay
+        ).abs()
+        for k in range(1, 12)
+    ]
+    slopes = torch.stack(errors).log().diff()
+    assert (slopes - torch.tensor(r, dtype=torch.float64).log()).abs().max() < 1e-6
+
+
+def test_one_step_is_the_last_step() -> None:
+    scenario = scenarios.everything()
+    close(
+        hg.one_step(scenario.problem, scenario.phi).grad,
+        hg.truncated(scenario.problem, scenario.phi, last=1).grad,
+    )
+
+
+def test_mixed_falls_back_where_there_is_no_forward_derivative() -> None:
+    opt = mo.optim.sgd(lr=scenarios.f64(0.1))
+    x, y = scenarios.vector(6, 1).reshape(3, 2), scenarios.vector(3, 2)
+    loss = lambda p, b: torch.nn.functional.huber_loss(b[0] @ p, b[1])
+    problem = hg.Problem(loss, opt, (x, y), 4, params=scenarios.vector(2, 3))
+    phi = mo.Meta(None, opt.hparams)
+    close(hg.mixed(problem, phi).grad, hg.unrolled(problem, phi).grad)
