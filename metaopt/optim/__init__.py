@@ -9,10 +9,12 @@ from metaopt.optim._adamw import adamw
 from metaopt.optim._asgd import ASGDHParams, ASGDState, asgd
 from metaopt.optim._muon import MuonHParams, MuonState, muon
 from metaopt.optim._nadam import NAdamHParams, NAdamState, nadam
+from metaopt.optim._partition import masked, partition
 from metaopt.optim._radam import RAdamHParams, RAdamState, radam
 from metaopt.optim._rmsprop import RMSpropHParams, RMSpropState, rmsprop
 from metaopt.optim._rprop import RpropHParams, RpropState, rprop
 from metaopt.optim._sgd import SGDHParams, SGDState, sgd
+from metaopt.optim._torch import FromTorch, from_torch, to_torch
 
 __all__ = [
     "ASGDHParams",
@@ -27,6 +29,7 @@ __all__ = [
     "AdamState",
     "AdamaxHParams",
     "AdamaxState",
+    "FromTorch",
     "MuonHParams",
     "MuonState",
     "NAdamHParams",
@@ -46,10 +49,14 @@ __all__ = [
     "adamax",
     "adamw",
     "asgd",
+    "from_torch",
+    "masked",
     "muon",
     "nadam",
+    "partition",
     "radam",
     "rmsprop",
     "rprop",
     "sgd",
+    "to_torch",
 ]

@@ -30,6 +30,7 @@ __all__ = [
     "Bounds",
     "check_bounds",
     "check_type",
+    "gradients_of",
     "is_zero",
     "leafwise",
     "plus",
@@ -133,7 +134,7 @@ def leafwise(
 
     def update(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(params)
-        gradients = _gradients(f"{name}.update(grads)", grads, params, leaves, structure)
+        gradients = gradients_of(f"{name}.update(grads)", grads, params, leaves, structure)
         check_type(
             f"{name}.update(state)", state, template, "Start from what this optimizer's init(params) returns."
         )
@@ -218,7 +219,7 @@ def _as_real(rule: Any, p: Tensor, g: Tensor, s: Any, args: tuple[Any, ...]) -> 
     return torch.view_as_complex(q), type(s)._make(map(join, fresh, s))
 
 
-def _gradients(where: str, grads: Any, params: Any, leaves: Rows, structure: Any) -> Rows:
+def gradients_of(where: str, grads: Any, params: Any, leaves: Rows, structure: Any) -> Rows:
     """The gradient of every leaf, None where there is none."""
     found, shape = tree.flatten(grads)
     if shape != structure:

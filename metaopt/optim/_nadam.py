@@ -67,7 +67,7 @@ def nadam(
     >>> import torch
     >>> opt = nadam(lr=0.1)
     >>> opt.update(torch.tensor(1.0), opt.init(torch.tensor(1.0)), torch.tensor(1.0), opt.hparams)[0]
-    tensor(0.8496)
+    tensor(0.8944)
     """
 
     def momenta(h: NAdamHParams, step: Tensor) -> tuple[Any, Any, Tensor]:

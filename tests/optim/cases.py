@@ -26,7 +26,9 @@ class Case(NamedTuple):
     options: tuple[Options, ...] = ({},)
     smooth: Options = {}  # noqa: RUF012
     matrices: bool = False
-    flat_in_grads: bool = False  # piecewise constant in the gradient
+    warm: int = 2  # steps before derivatives are taken
+    kinks: tuple[str, ...] = ()  # no derivative at the first step, where they sit on a kink
+    couples_leaves: bool = False  # one update for all leaves together
     tol: float = 1e-12
 
 
@@ -188,7 +190,7 @@ CASES = [
             maximize=both,
         ),
         {"lr": 0.05, "etas": (0.4, 1.3), "step_sizes": (0.03, 0.062)},
-        flat_in_grads=True,
+        warm=1,  # after two, entries that turned sit on the kink
     ),
     Case(
         "adafactor",
@@ -203,6 +205,7 @@ CASES = [
             maximize=both,
         ),
         {"lr": 0.05, "beta2_decay": -0.7, "eps": (1e-2, 1e-1), "weight_decay": 0.1, "d": 1.0},
+        kinks=("d",),  # the first update of a vector has root mean square 1 exactly
     ),
     Case(
         "muon",
