@@ -34,6 +34,7 @@ __all__ = [
     "is_zero",
     "leafwise",
     "plus",
+    "wide",
 ]
 
 
@@ -127,7 +128,7 @@ def leafwise(
                 device = leaves[0].device if leaves else None
                 return torch.zeros((), dtype=torch.float64, device=device)
             if isinstance(kind, Start):
-                return tree.unflatten(structure, [kind.of(_wide(p.detach())) for p in leaves])
+                return tree.unflatten(structure, [kind.of(wide(p.detach())) for p in leaves])
             return ABSENT
 
         return make_state(map(start, template))
@@ -181,7 +182,7 @@ def leafwise(
             if p.is_complex():
                 q, fresh = _as_real(rule, p, g, old, args)
             else:
-                q, fresh = rule(_wide(p), _wide(g), old, *args)
+                q, fresh = rule(wide(p), wide(g), old, *args)
             new.append(_cast(q, p))
             for slot in slots:
                 moments[slot].append(_cast(getattr(fresh, slot), getattr(old, slot)))
@@ -191,7 +192,8 @@ def leafwise(
     return Optimizer(init, update, hparams)
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32, in which moments are kept and rules computed."""
     return x.float() if x.dtype in _HALF else x
 
 

@@ -38,16 +38,14 @@ def partition(rules: Mapping[Any, Optimizer] | Sequence[Optimizer], labels: Labe
     table: dict[Any, Optimizer] = dict(rules.items() if isinstance(rules, Mapping) else enumerate(rules))
     if not table or not all(isinstance(rule, Optimizer) for rule in table.values()):
         raise ArgumentError("partition(rules)", "at least one Optimizer", repr(rules))
-    cache: dict[Any, list[Any]] = {}
 
-    def label_leaves(params: Any, structure: Any) -> list[Any]:
-        if structure not in cache:
-            cache[structure] = label_of_leaves(labels, params)
-            for path, label in zip(tree.paths(params), cache[structure], strict=True):
-                if label is not None and label not in table:
-                    expected = f"one of {list(table)} or None"
-                    raise StructureError("partition(labels)", expected, repr(label), at=path or "the leaf")
-        return cache[structure]
+    def label_leaves(params: Any) -> list[Any]:
+        found = label_of_leaves(labels, params)
+        for i, label in enumerate(found):
+            if label is not None and label not in table:
+                expected, at = f"one of {list(table)} or None", tree.paths(params)[i] or "the leaf"
+                raise StructureError("partition(labels)", expected, repr(label), at)
+        return found
 
     def gather(entries: dict[Any, Any]) -> Any:
         return entries if named else tuple(entries.values())
@@ -55,12 +53,12 @@ def partition(rules: Mapping[Any, Optimizer] | Sequence[Optimizer], labels: Labe
     def init(params: Any) -> Any:
         tree.check_parameters("partition.init(params)", params)
         leaves, structure = tree.flatten(params)
-        here = label_leaves(params, structure)
+        here = label_leaves(params)
         return gather({k: rule.init(restrict(structure, leaves, here, k)) for k, rule in table.items()})
 
     def update(params: Any, state: Any, grads: Any, hparams: Any) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(params)
-        here = label_leaves(params, structure)
+        here = label_leaves(params)
         slopes = gradients_of("partition.update(grads)", grads, params, leaves, structure)
         for what, value in (("state", state), ("hparams", hparams)):
             keys = list(value) if isinstance(value, dict) else list(range(len(value)))
@@ -92,17 +90,14 @@ def masked(opt: Optimizer, mask: Labels) -> Optimizer:
     >>> opt.update(params, opt.init(params), params, opt.hparams)[0]
     {'bias': tensor([1.]), 'weight': tensor([0.5000])}
     """
-    cache: dict[Any, list[Any]] = {}
 
-    def labels(path_or_tree: Any) -> list[Any]:
-        structure = tree.structure(path_or_tree)
-        if structure not in cache:
-            found = label_of_leaves(mask, path_or_tree)
-            for path, flag in zip(tree.paths(path_or_tree), found, strict=True):
-                if not isinstance(flag, bool):
-                    raise StructureError("masked(mask)", "True or False", repr(flag), at=path or "the leaf")
-            cache[structure] = found
-        return cache[structure]
+    def labels(params: Any) -> list[Any]:
+        found = label_of_leaves(mask, params)
+        for i, flag in enumerate(found):
+            if not isinstance(flag, bool):
+                at = tree.paths(params)[i] or "the leaf"
+                raise StructureError("masked(mask)", "True or False", repr(flag), at)
+        return found
 
     def init(params: Any) -> Any:
         leaves, structure = tree.flatten(params)

@@ -224,4 +224,31 @@ CASES = [
     ),
 ]
 
+sch = o.schedule
+inner: Options = {"lr": 0.1, "betas": (0.8, 0.95), "eps": 1e-2}
+
+# Compositions obey the same laws; what they compute is compared in test_compose.py.
+COMPOSED = [
+    Case("chain", lambda **k: o.chain(o.clip_by_global_norm(0.9), o.centralize(), o.adam(**inner | k))),
+    Case("clip_by_leaf_norm", lambda **k: o.chain(o.clip_by_leaf_norm(0.7), o.sgd(**{"lr": 0.1} | k))),
+    Case("clip_by_value", lambda **k: o.chain(o.clip_by_value(0.5), o.sgd(**{"lr": 0.1} | k))),
+    Case("add_decayed_weights", lambda: o.chain(o.add_decayed_weights(0.1), o.adam(**inner))),
+    Case("add_noise", lambda: o.chain(o.add_noise(0.1, key=7), o.sgd(0.1, 0.9))),
+    Case("masked", lambda: o.masked(o.adam(**inner), lambda path: "'w'" in path)),
+    Case(
+        "partition", lambda: o.partition([o.sgd(0.1, 0.9), o.adam(**inner)], lambda path: int("'b'" in path))
+    ),
+    Case("accumulate", lambda: o.accumulate(o.adam(**inner), 2), warm=1),
+    Case("scheduled", lambda: o.scheduled(o.adam(**inner), lr=sch.warmup(sch.cosine(0.1, 9.0, 0.01), 2.5))),
+    Case("one_cycle", lambda: o.scheduled(o.sgd(0.1), lr=sch.one_cycle(0.1, 20.0)), warm=9),
+    Case("exponential", lambda: o.scheduled(o.sgd(0.1, 0.5), momentum=sch.exponential(0.9, 0.8, 2.0))),
+    Case("piecewise", lambda: o.scheduled(o.sgd(0.1), lr=sch.piecewise(0.1, [2], [0.3]))),
+    Case("linear", lambda: o.scheduled(o.sgd(0.1), lr=sch.linear(0.1, 0.2, 7.0))),
+    Case("constant", lambda: o.scheduled(o.sgd(0.1), lr=sch.constant(0.1))),
+    Case("ema", lambda: o.ema(o.sgd(0.1, 0.9), 0.8)),
+    Case("lookahead", lambda: o.lookahead(o.sgd(0.1, 0.9), 2, 0.4), warm=1),
+    Case("sam", lambda: o.sam(o.adam(**inner), 0.3), warm=3),
+]
+
+EVERY = [*CASES, *COMPOSED]
 BY_NAME = {case.name: case for case in CASES}

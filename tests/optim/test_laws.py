@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from cases import BY_NAME, CASES, Case
+from cases import BY_NAME, CASES, COMPOSED, EVERY, Case
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from optim_trees import grads_at, make_params, run
@@ -15,7 +15,8 @@ from optim_trees import grads_at, make_params, run
 import metaopt as mo
 from metaopt import tree
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+each_rule = pytest.mark.parametrize("case", CASES, ids=lambda c: c.name)
+each_case = pytest.mark.parametrize("case", EVERY, ids=lambda c: c.name)
 
 
 def assert_trees_close(a: Any, b: Any, **tol: float) -> None:
@@ -25,12 +26,12 @@ def assert_trees_close(a: Any, b: Any, **tol: float) -> None:
 
 
 def test_every_public_optimizer_has_a_row() -> None:
-    public = {n for n in mo.optim.__all__ if n not in NOT_OPTIMIZERS and n.islower()}
-    assert public == {case.name for case in CASES}
-
-
-# Wrappers, transformations and doors: tested in files of their own.
-NOT_OPTIMIZERS = {"from_torch", "to_torch", "masked", "partition"}
+    public = {name for name in mo.optim.__all__ if name.islower()} | set(mo.optim.schedule.__all__) - {
+        "Schedule"
+    }
+    rows = {case.name for case in EVERY} | {"clip_by_global_norm", "centralize", "cosine", "warmup"}
+    doors = {"from_torch", "to_torch", "ema_params", "schedule"}
+    assert public - doors == rows
 
 
 @each_case
@@ -48,7 +49,7 @@ def test_inputs_unchanged_structure_and_dtype_kept(case: Case, dtype: torch.dtyp
     for old, new in zip(tree.leaves((params, state)), tree.leaves((new_params, new_state)), strict=True):
         assert (old.dtype, old.shape) == (new.dtype, new.shape)
         assert new.isfinite().all()
-    half = dtype in (torch.bfloat16, torch.float16)
+    half = dtype in (torch.bfloat16, torch.float16) and case not in COMPOSED
     assert not half or all(x.dtype in (torch.float32, torch.float64) for x in tree.leaves(state))
 
 
@@ -56,11 +57,11 @@ def test_inputs_unchanged_structure_and_dtype_kept(case: Case, dtype: torch.dtyp
 def test_vmap_equals_loop(case: Case) -> None:
     opt = case.make(**case.smooth)
     starts = tree.stack([make_params(matrices=case.matrices, seed=s) for s in range(3)])
-    first = next(iter(opt.hparams._fields))
+    numbers, structure = tree.flatten(opt.hparams)
     scales = torch.tensor([0.5, 1.0, 1.1], dtype=torch.float64)
 
     def task(params: Any, scale: Any) -> Any:
-        hparams = opt.hparams._replace(**{first: getattr(opt.hparams, first) * scale})
+        hparams = tree.unflatten(structure, [numbers[0] * scale, *numbers[1:]])
         return run(opt, params, 4, hparams)
 
     mapped = torch.vmap(task, randomness="same")(starts, scales)
@@ -68,7 +69,7 @@ def test_vmap_equals_loop(case: Case) -> None:
     assert_trees_close(mapped, looped, rtol=1e-12, atol=1e-13)
 
 
-@each_case
+@each_rule
 def test_hparams_per_leaf_equal_shared_ones(case: Case) -> None:
     opt = case.make(**case.smooth)
     params = make_params(matrices=case.matrices)
@@ -79,7 +80,7 @@ def test_hparams_per_leaf_equal_shared_ones(case: Case) -> None:
     assert_trees_close(run(opt, params, 4, spread), run(opt, params, 4), rtol=1e-12, atol=1e-14)
 
 
-@each_case
+@each_rule
 def test_a_gradient_that_is_none_leaves_its_leaf_alone(case: Case) -> None:
     opt = case.make(**case.smooth)
     if case.couples_leaves:
