@@ -36,7 +36,9 @@ __all__ = [
     "leaves",
     "map",
     "map_unzip",
+    "none_rows",
     "paths",
+    "rows",
     "scale",
     "size",
     "spread",
@@ -159,6 +161,21 @@ def spread(where: str, value: Any, tree: Tree) -> list[Any]:
         )
     check_same(where, value, tree)
     return leaves(value)
+
+
+def rows(structure: Structure, tree: Tree) -> list[Any] | None:
+    """Return what ``tree`` holds at every leaf of ``structure``, a leaf or a subtree; None if they differ."""
+    try:
+        return structure.flatten_up_to(tree)
+    except ValueError:
+        return None
+
+
+def none_rows(structure: Structure, tree: Tree) -> list[Any] | None:
+    """As `rows` for a tree in which a leaf may be None; None if anything else differs."""
+    found, own = optree.tree_flatten(tree, none_is_leaf=True)
+    holes = optree.tree_unflatten(structure, [0] * structure.num_leaves)
+    return found if own == optree.tree_structure(holes, none_is_leaf=True) else None
 
 
 def broadcast_prefix(where: str, prefix: Tree, tree: Tree) -> list[Any]:

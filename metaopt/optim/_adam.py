@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metaopt.optim._leafwise import ABSENT, COUNTER, ZEROS, leafwise, plus
+from metaopt.optim._leafwise import ABSENT, COUNTER, DECAY, RATE, ZEROS, is_zero, leafwise, plus
+from metaopt.optim._smooth import root
 from metaopt.types import Optimizer
 
 __all__ = ["AdamHParams", "AdamState", "adam"]
@@ -34,14 +34,7 @@ class AdamState(NamedTuple):
     max_exp_avg_sq: Any = ()
 
 
-def root(v: Tensor, eps_root: Any) -> Tensor:
-    """√(v + ε), with slope 0 instead of ∞ where that is √0.
-
-    One dead unit would otherwise turn every meta-gradient into NaN: ∞ · 0 in the chain rule.
-    """
-    v = v + eps_root
-    dead = v == 0
-    return torch.where(dead, 0.0, torch.where(dead, 1.0, v).sqrt())
+BOUNDS = {"lr": RATE, "beta1": DECAY, "beta2": DECAY, "eps": RATE, "weight_decay": RATE, "eps_root": RATE}
 
 
 def adam(
@@ -52,13 +45,14 @@ def adam(
     amsgrad: bool = False,
     *,
     maximize: bool = False,
+    decoupled_weight_decay: bool = False,
     eps_root: Any = 0.0,
 ) -> Optimizer:
     """Adam, adaptive moment estimation.
 
     ::
 
-        g ← ±g + λp
+        g ← ±g + λp                                 decoupled: g ← ±g and p ← (1−αλ)p
         m ← β₁m + (1−β₁)g,   m̂ = m / (1−β₁ᵗ)
         v ← β₂v + (1−β₂)g²,  v̂ = v / (1−β₂ᵗ)      amsgrad: v ← running maximum in v̂
         p ← p − α m̂ / (√(v̂ + ε_root) + ε)
@@ -66,9 +60,10 @@ def adam(
     Args: lr: step size α, parameter, >= 0.
           betas: decay rates (β₁, β₂) of the moments, in [0, 1); each differentiable.
           eps: ε >= 0, in units of the gradient.
-          weight_decay: λ >= 0, an L2 penalty (`adamw` decouples it).
+          weight_decay: λ >= 0, an L2 penalty.
           amsgrad: divide by the largest second moment so far.
           maximize: climb.
+          decoupled_weight_decay: decay the parameter, not the gradient (`adamw`).
           eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
               α/ε, 1e5 with the defaults, and α/√ε_root where that is set: 1e-8 tames a
               hypergradient that passes through many Adam steps.
@@ -81,31 +76,33 @@ def adam(
     >>> params
     [tensor([0.9000])]
     """
+    hparams = AdamHParams(lr, *betas, eps, weight_decay, eps_root)
+    return build("adam", hparams, amsgrad, maximize, decoupled_weight_decay)
 
-    def rule(p: Tensor, g: Tensor, s: AdamState, h: AdamHParams) -> tuple[Tensor, AdamState]:
-        g = plus(-g if maximize else g, h.weight_decay, p)
+
+def build(name: str, hparams: AdamHParams, amsgrad: bool, maximize: bool, decoupled: bool) -> Optimizer:
+    """Adam under the name that its messages give it."""
+
+    def corrected(h: AdamHParams, step: Tensor) -> tuple[Any, Tensor]:
+        return h.lr / (1 - h.beta1**step), 1 - h.beta2**step
+
+    def rule(p: Tensor, g: Tensor, s: AdamState, h: AdamHParams, c: Any) -> tuple[Tensor, AdamState]:
+        rate, correction = c
+        g = -g if maximize else g
+        if decoupled:
+            p = p if is_zero(h.weight_decay) else p * (1 - h.lr * h.weight_decay)
+        else:
+            g = plus(g, h.weight_decay, p)
         m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
         s = s._replace(exp_avg=m, exp_avg_sq=v)
         if amsgrad:
             v = torch.maximum(s.max_exp_avg_sq, v)
             s = s._replace(max_exp_avg_sq=v)
-        m_hat = m / (1 - h.beta1**s.step)
-        v_hat = v / (1 - h.beta2**s.step)
-        return p - h.lr * m_hat / (root(v_hat, h.eps_root) + h.eps), s
+        v_hat = v / correction
+        if not is_zero(h.eps_root):
+            v_hat = v_hat + h.eps_root
+        return p - rate * m / (root(v_hat) + h.eps), s
 
-    rate, decay = (0.0, math.inf), (0.0, 1.0)
-    return leafwise(
-        "adam",
-        rule,
-        AdamState(COUNTER, ZEROS, ZEROS, ZEROS if amsgrad else ABSENT),
-        AdamHParams(lr, *betas, eps, weight_decay, eps_root),
-        bounds={
-            "lr": rate,
-            "beta1": decay,
-            "beta2": decay,
-            "eps": rate,
-            "weight_decay": rate,
-            "eps_root": rate,
-        },
-    )
+    template = AdamState(COUNTER, ZEROS, ZEROS, ZEROS if amsgrad else ABSENT)
+    return leafwise(name, rule, template, hparams, BOUNDS, prepare=corrected)

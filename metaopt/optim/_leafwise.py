@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,14 +18,45 @@ from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
 from metaopt.types import Optimizer
 
-__all__ = ["ABSENT", "COUNTER", "ZEROS", "Bounds", "is_zero", "leafwise", "plus"]
+__all__ = [
+    "ABSENT",
+    "ANY",
+    "COUNTER",
+    "DECAY",
+    "ONE",
+    "RATE",
+    "SCALAR",
+    "ZEROS",
+    "Bounds",
+    "check_bounds",
+    "check_type",
+    "gradients_of",
+    "is_zero",
+    "leafwise",
+    "plus",
+    "wide",
+]
+
+
+class Start(NamedTuple):
+    """What a state field is before the first step: ``of(p)`` for every leaf p."""
+
+    of: Callable[[Tensor], Any]
+    like: bool = False  # shaped as the parameter
+
 
 ABSENT: Any = ()  # a state field this configuration does not need
-ZEROS: Any = "zeros"  # a state field shaped like params, at first zero
-COUNTER: Any = "counter"  # a state field with the number of steps taken, 0-d
+COUNTER: Any = "counter"  # the number of steps taken: 0-d, or a tree where leaves sat steps out
+ZEROS: Any = Start(torch.zeros_like, like=True)
+SCALAR: Any = Start(lambda p: p.new_zeros((), dtype=torch.float64))
+ONE: Any = Start(lambda p: p.new_ones((), dtype=torch.float64))
 
 Bounds = tuple[float, float]  # low ≤ value < high
+RATE: Bounds = (0.0, math.inf)
+DECAY: Bounds = (0.0, 1.0)
+ANY: Bounds = (-math.inf, math.inf)
 _HALF = (torch.float16, torch.bfloat16)
+Rows = list[Any]  # one entry a leaf
 
 
 def is_zero(value: Any) -> bool:
@@ -38,60 +69,55 @@ def plus(g: Tensor, factor: Any, p: Tensor) -> Tensor:
     return g if is_zero(factor) else g + factor * p
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x.float() if x.dtype in _HALF else x
-
-
-def _check_bounds(name: str, hparams: Any, bounds: Mapping[str, Bounds]) -> None:
-    """Refuse numbers out of range; the values of tensors that are being transformed are not read."""
+def check_bounds(name: str, hparams: Any, bounds: Mapping[str, Bounds]) -> None:
+    """Refuse numbers out of range; tensors are learned or being transformed, and are not read."""
     for field, (low, high) in bounds.items():
         value = getattr(hparams, field)
-        for number in tree.leaves(value):
+        for number in (value,) if isinstance(value, (float, Tensor)) else tree.leaves(value) or (value,):
             if isinstance(number, Tensor):
                 continue
             known = isinstance(number, (int, float)) and not isinstance(number, bool)
             if not known or not low <= number < high:
+                lower = "" if math.isinf(low) else f" >= {low:g}"
                 upper = "" if math.isinf(high) else f" and < {high:g}"
-                raise ArgumentError(
-                    f"{name}({field})",
-                    f"a number >= {low:g}{upper}, a tensor or a tree",
-                    repr(number),
-                )
+                expected = f"a number{lower}{upper}, a tensor or a tree"
+                raise ArgumentError(f"{name}({field})", expected, repr(number))
 
 
-def _check_state(name: str, state: Any, template: Any, params: Any) -> None:
-    if type(state) is not type(template):
-        raise StructureError(
-            f"{name}.update(state)",
-            type(template).__name__,
-            type(state).__name__,
-            remedy="Start from the state that this optimizer's init(params) returns.",
-        )
-    for field, kind in template._asdict().items():
-        if kind is ZEROS:
-            tree.check_same(f"{name}.update(state.{field})", getattr(state, field), params)
+def check_type(where: str, value: Any, like: Any, remedy: str) -> None:
+    """Raise `StructureError` unless ``value`` is of the NamedTuple that this optimizer uses."""
+    if type(value) is not type(like):
+        raise StructureError(where, type(like).__name__, type(value).__name__, remedy=remedy)
 
 
 def leafwise(
     name: str,
-    rule: Callable[[Tensor, Tensor, Any, Any], tuple[Tensor, Any]],
+    rule: Callable[..., tuple[Tensor, Any]],
     template: Any,
     hparams: Any,
     bounds: Mapping[str, Bounds],
     needs: Mapping[str, str] | None = None,
+    prepare: Callable[[Any, Any], Any] | None = None,
 ) -> Optimizer:
     """Return the Optimizer whose update of every leaf is ``rule``.
+
+    A gradient that is None leaves its parameter, and the state of it, as they are.
 
     Args: name: the public name, for messages.
           rule: ``(p, g, s, h) -> (p, s)``; ``s`` and ``h`` are ``template`` and ``hparams`` with one
                 leaf's values in the fields; a counter already counts this step.
-          template: the state NamedTuple with `ZEROS`, `COUNTER` or `ABSENT` in each field.
+          template: the state NamedTuple with `ZEROS`, `COUNTER`, `ABSENT` or another Start in each field.
           hparams: the hyperparameter NamedTuple.
           bounds: ``field -> (low, high)``, low ≤ value < high, checked where the value is a number.
           needs: ``hyperparameter -> state field`` without which it must stay switched off.
+          prepare: ``(h, step) -> c``, what every leaf with the same h and step shares, computed once;
+                the rule takes it as a fifth argument.
     """
-    _check_bounds(name, hparams, bounds)
+    check_bounds(name, hparams, bounds)
     fields = template._fields
+    counted = "step" in fields and template.step is COUNTER
+    slots = [f for f, kind in zip(fields, template) if isinstance(kind, Start)]
+    make_state, make_hparams = type(template)._make, type(hparams)._make
 
     def init(params: Any) -> Any:
         tree.check_parameters(f"{name}.init(params)", params)
@@ -99,51 +125,160 @@ def leafwise(
 
         def start(kind: Any) -> Any:
             if kind is COUNTER:  # float64, or 1 − β^t would lose its digits at small t
-                return torch.zeros((), dtype=torch.float64, device=_device(leaves))
-            if kind is ZEROS:
-                return tree.unflatten(structure, [torch.zeros_like(_wide(p)) for p in leaves])
+                device = leaves[0].device if leaves else None
+                return torch.zeros((), dtype=torch.float64, device=device)
+            if isinstance(kind, Start):
+                return tree.unflatten(structure, [kind.of(wide(p.detach())) for p in leaves])
             return ABSENT
 
-        return type(template)(*(start(kind) for kind in template))
+        return make_state(map(start, template))
 
-    def update(params: Any, state: Any, grads: Any, hparams: Any) -> tuple[Any, Any]:
-        tree.check_same(f"{name}.update(grads)", grads, params)
-        _check_state(name, state, template, params)
-        _check_bounds(name, hparams, bounds)
+    def update(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
+        leaves, structure = tree.flatten(params)
+        gradients = gradients_of(f"{name}.update(grads)", grads, params, leaves, structure)
+        check_type(
+            f"{name}.update(state)", state, template, "Start from what this optimizer's init(params) returns."
+        )
+        check_type(f"{name}.update(hparams)", hparams_, hparams, "Start from this optimizer's hparams.")
+        check_bounds(name, hparams_, bounds)
         for hparam, field in (needs or {}).items():
-            if getattr(state, field) == ABSENT and not is_zero(getattr(hparams, hparam)):
+            if getattr(template, field) is ABSENT and not is_zero(getattr(hparams_, hparam)):
                 raise ArgumentError(
                     f"{name}.update(hparams.{hparam})",
                     f"0, since this optimizer was built with {hparam}=0 and keeps no {field}",
                     "another value",
                     remedy=f"Build it with {name}({hparam}=...); a tensor keeps it switched on at 0.",
                 )
-        count = len(tree.leaves(params))
-
-        def column(kind: Any, value: Any) -> list[Any]:
-            return tree.leaves(value) if kind is ZEROS else [value] * count
-
-        state = state._replace(
-            **{f: getattr(state, f) + 1 for f, kind in zip(fields, template, strict=True) if kind is COUNTER}
-        )
-        states = zip(*map(column, template, state), strict=True)
-        spread = [
-            tree.spread(f"{name}.update(hparams.{field})", value, params)
-            for field, value in zip(hparams._fields, hparams, strict=True)
-        ]
-        slots = [f for f, kind in zip(fields, template, strict=True) if kind is ZEROS]
-
-        def one(p: Tensor, g: Tensor, s: Any, *h: Any) -> tuple[Any, ...]:
-            new, s = rule(_wide(p), _wide(g), type(template)(*s), type(hparams)(*h))
-            return (new.to(p.dtype), *(getattr(s, slot) for slot in slots))
-
-        if count == 0:
+        if not leaves:
             return params, state
-        new, *moments = tree.map_unzip(one, params, tree.leaves(grads), list(states), *spread)
-        return new, state._replace(**dict(zip(slots, moments, strict=True)))
+        columns: dict[str, Rows] = {}
+        for field, kind in zip(fields, template):
+            value, where = getattr(state, field), f"{name}.update(state.{field})"
+            if kind is COUNTER:
+                columns[field], counter = _count(where, value, params, gradients)
+                state = state._replace(**{field: counter})
+            elif kind is ABSENT:
+                columns[field] = [ABSENT] * len(leaves)
+            else:
+                columns[field] = _rows(where, value, params, structure, leaves if kind.like else None)
+        spread, shared = _spread(name, hparams_, params, leaves, structure)
+        steps = columns["step"] if counted else [None] * len(leaves)
+        memo: dict[Any, Any] = {}
+        new: Rows = []
+        moments: dict[str, Rows] = {slot: [] for slot in slots}
+        for i, (p, g, s, h) in enumerate(zip(leaves, gradients, zip(*columns.values()), zip(*spread))):
+            old = make_state(s)
+            if g is None:
+                new.append(p)
+                for slot in slots:
+                    moments[slot].append(getattr(old, slot))
+                continue
+            args: tuple[Any, ...] = (make_hparams(h),)
+            if prepare is not None:
+                key = id(steps[i]) if shared else i
+                if key not in memo:
+                    memo[key] = prepare(args[0], steps[i])
+                args += (memo[key],)
+            if p.is_complex():
+                q, fresh = _as_real(rule, p, g, old, args)
+            else:
+                q, fresh = rule(wide(p), wide(g), old, *args)
+            new.append(_cast(q, p))
+            for slot in slots:
+                moments[slot].append(_cast(getattr(fresh, slot), getattr(old, slot)))
+        trees = {slot: tree.unflatten(structure, column) for slot, column in moments.items()}
+        return tree.unflatten(structure, new), state._replace(**trees) if trees else state
 
     return Optimizer(init, update, hparams)
 
 
-def _device(leaves: list[Tensor]) -> torch.device | None:
-    return leaves[0].device if leaves else None
+def wide(x: Tensor) -> Tensor:
+    """Half precision as float32, in which moments are kept and rules computed."""
+    return x.float() if x.dtype in _HALF else x
+
+
+def _cast(x: Any, like: Any) -> Any:
+    """x in the dtype it had: 0-d leaves are promoted by 0-d float64 counters."""
+    if isinstance(x, tuple):
+        return tuple(_cast(y, old) for y, old in zip(x, like))
+    return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+def _as_real(rule: Any, p: Tensor, g: Tensor, s: Any, args: tuple[Any, ...]) -> tuple[Tensor, Any]:
+    """The rule on real and imaginary parts, as torch.optim treats complex parameters."""
+
+    def pair(x: Any) -> Any:
+        if not isinstance(x, Tensor):
+            return x
+        return torch.view_as_real(x) if x.is_complex() else x.unsqueeze(-1) if x.ndim else x
+
+    def join(x: Any, old: Any) -> Any:
+        return torch.view_as_complex(x) if isinstance(old, Tensor) and old.is_complex() else x
+
+    q, fresh = rule(
+        pair(p), pair(g), type(s)._make(map(pair, s)), type(args[0])._make(map(pair, args[0])), *args[1:]
+    )
+    return torch.view_as_complex(q), type(s)._make(map(join, fresh, s))
+
+
+def gradients_of(where: str, grads: Any, params: Any, leaves: Rows, structure: Any) -> Rows:
+    """The gradient of every leaf, None where there is none."""
+    found, shape = tree.flatten(grads)
+    if shape != structure:
+        entries = tree.none_rows(structure, grads)
+        if entries is None:
+            tree.check_same(where, grads, params)
+        found = entries or found
+    for i, (g, p) in enumerate(zip(found, leaves)):
+        if g is None:
+            continue
+        if not isinstance(g, Tensor) or g.shape != p.shape:
+            got = f"{list(g.shape)}" if isinstance(g, Tensor) else type(g).__name__
+            path = tree.paths(params)[i] or "the leaf"
+            raise StructureError(where, f"shape {list(p.shape)}", got, path, "Give both the same shapes.")
+    return found
+
+
+def _rows(where: str, value: Any, params: Any, structure: Any, like: Rows | None) -> Rows:
+    """The entry of a state tree for every leaf of params."""
+    rows = tree.rows(structure, value)
+    if rows is None:
+        tree.check_same(where, value, params)
+        raise StructureError(where, "a tree shaped like params", type(value).__name__)
+    for i, (s, p) in enumerate(zip(rows, like or ())):
+        if not isinstance(s, Tensor) or s.shape != p.shape:
+            got = f"{list(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
+            path = tree.paths(params)[i] or "the leaf"
+            remedy = "This is the state of another params: call init(params)."
+            raise StructureError(where, f"shape {list(p.shape)}", got, path, remedy)
+    return rows
+
+
+def _count(where: str, value: Any, params: Any, gradients: Rows) -> tuple[Rows, Any]:
+    """t + 1 for every leaf that has a gradient, and the counter to keep: a tree once they differ."""
+    if isinstance(value, Tensor) and value.ndim == 0 and all(g is not None for g in gradients):
+        return [value + 1] * len(gradients), value + 1
+    rows = [t if g is None else t + 1 for t, g in zip(tree.spread(where, value, params), gradients)]
+    return rows, tree.unflatten(tree.structure(params), rows)
+
+
+def _spread(name: str, hparams: Any, params: Any, leaves: Rows, structure: Any) -> tuple[list[Rows], bool]:
+    """One row of every hyperparameter for every leaf, and whether all rows are the same."""
+    spread, shared = [], True
+    for field, value in zip(hparams._fields, hparams):
+        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
+            spread.append([value] * len(leaves))
+            continue
+        shared = False
+        where = f"{name}.update(hparams.{field})"
+        rows = tree.rows(structure, value)
+        spread.append(tree.spread(where, value, params) if rows is None else rows)
+        for i, (x, p) in enumerate(zip(spread[-1], leaves)):
+            if isinstance(x, Tensor) and x.ndim and not _fits(x.shape, p.shape):
+                expected = f"a number or a tensor that broadcasts to {list(p.shape)}"
+                raise StructureError(where, expected, str(list(x.shape)), tree.paths(params)[i] or "the leaf")
+    return spread, shared
+
+
+def _fits(shape: torch.Size, target: torch.Size) -> bool:
+    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape[::-1], target[::-1]))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaopt.errors import ArgumentError
-from metaopt.optim._leafwise import ABSENT, COUNTER, ZEROS, is_zero, leafwise, plus
+from metaopt.optim._leafwise import ABSENT, COUNTER, RATE, ZEROS, is_zero, leafwise, plus
 from metaopt.types import Optimizer
 
 __all__ = ["SGDHParams", "SGDState", "sgd"]
@@ -82,12 +81,11 @@ def sgd(
         return p - h.lr * d, s._replace(momentum_buffer=v)
 
     template = SGDState(ZEROS if heavy else ABSENT, COUNTER if dampened else ABSENT)
-    positive = (0.0, math.inf)
     return leafwise(
         "sgd",
         rule,
         template,
         hparams,
-        bounds=dict.fromkeys(SGDHParams._fields, positive),
+        bounds=dict.fromkeys(SGDHParams._fields, RATE),
         needs={"momentum": "momentum_buffer", "dampening": "step"},
     )
