@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
 from metaopt.errors import CaptureError
+from metaopt.exact import current_draws, exact, seeded
 
 __all__ = ["check_captured", "recompute"]
 
@@ -148,8 +150,8 @@ def check_captured(where: str, *functions: Callable[..., Any]) -> None:
 def recompute(f: Callable[..., Any], *args: Any) -> Any:
     """Return ``f(*args)``, keeping the arguments alone for its derivative.
 
-    Random draws are repeated as they fell. Args and result are pytrees of tensors; what else is among
-    the arguments is passed as it is.
+    Random draws are repeated as they fell, `seeded` ones and torch's own. Args and result are pytrees
+    of tensors; what else is among the arguments is passed as it is.
 
     Args: f: a pure function; everything that needs a gradient is an argument (`check_captured`).
     Raises: CaptureError where a tensor that needs a gradient was captured all the same.
@@ -163,18 +165,25 @@ def recompute(f: Callable[..., Any], *args: Any) -> Any:
     leaves, structure = tree.flatten(args)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     static = [_SLOT if isinstance(x, Tensor) else x for x in leaves]
-    result: list[tree.Structure] = []
+    result: list[Any] = []
+    draws, always = current_draws(), exact.always_on()
+    start = 0 if draws is None else draws.count
+    if draws is not None:
+        tensors.append(draws.key)  # an argument like any other: it may be mapped
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         moving = iter(tensors)
         full = [next(moving) if x is _SLOT else x for x in static]
-        outputs, out = tree.flatten(f(*tree.unflatten(structure, full)))
-        result[:] = [out]
+        with exact(always), nullcontext() if draws is None else seeded(next(moving), start) as inner:
+            outputs, out = tree.flatten(f(*tree.unflatten(structure, full)))
+        result[:] = [out, 0 if inner is None else inner.count]
         return tuple(outputs)
 
     dice = _Dice()
     outputs = _Recomputed.apply(dice.replaying(flat), *tensors)
     dice.close()
+    if draws is not None:
+        draws.count = result[1]
     return tree.unflatten(result[0], outputs)
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor
-
 from metaopt.exact import exact
 from metaopt.step import Order
 from metaopt.types import LossFn, Meta, Optimizer
@@ -24,7 +22,7 @@ def maml(
     per_step_hparams: bool = False,
     order: Order = 2,
     memory: Memory = "all",
-) -> Callable[[Any, Any], Tensor]:
+) -> Callable[..., Any]:
     """Return MAML's loss of one task, ``(meta_params, episode) -> query loss []``.
 
     ::
@@ -39,7 +37,9 @@ def maml(
           per_step_hparams, order, memory: as in `unroll`; order=1 is first-order MAML.
     Returns: a pure function for `map_tasks`. ``meta_params`` are the initial parameters θ, or a `Meta`
              where hyperparameters (Meta-SGD) or loss parameters are learned too; ``episode`` is an
-             Episode (support, query).
+             Episode (support, query). With buffers as a third argument, running statistics say, it
+             threads them through the steps and the query, and returns (loss, buffers): the losses are
+             then called as in `inner_step`.
     Raises: as `unroll`.
     Cost: J+1 forward and J backward passes, and as much again for the outer gradient.
     Source: Finn et al. 2017, arXiv:1703.03400, Algorithm 1; Li et al. 2017, arXiv:1707.09835.
@@ -51,10 +51,10 @@ def maml(
     tensor([0.5000, 0.5000])
     """
 
-    def task_loss(meta_params: Any, episode: Any) -> Tensor:
+    def task_loss(meta_params: Any, episode: Any, buffers: Any = None) -> Any:
         meta = meta_params if isinstance(meta_params, Meta) else Meta(meta_params)
         support, query = episode
-        fast = unroll(
+        out = unroll(
             loss_fn,
             opt,
             meta.params,
@@ -65,10 +65,12 @@ def maml(
             per_step_hparams=per_step_hparams,
             order=order,
             memory=memory,
-        ).params
+            buffers=buffers,
+        )
+        threaded = {} if buffers is None else {"buffers": out.buffers}
         with exact():
             if query_loss_fn is not None:
-                return query_loss_fn(fast, query)
-            return loss_fn(fast, query, *meta.phi)
+                return query_loss_fn(out.params, query, **threaded)
+            return loss_fn(out.params, query, *meta.phi, **threaded)
 
     return task_loss
