@@ -64,7 +64,7 @@ class Apply:
                 remedy="Pass metaopt.functional(module, batch_norm='transductive') or 'frozen', keep "
                 "them per task by apply.with_buffers, or map_tasks(how='loop').",
             )
-        return self._run(params, buffers, args, kwargs)[0]
+        return self._run(params, buffers, args, kwargs, None)[0]
 
     def with_buffers(
         self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any
@@ -93,7 +93,8 @@ class Apply:
             for key in self.stacked:
                 column = row.view(-1, *(1,) * (full[key].ndim - 1))
                 full[key] = (full[key] * column).sum(0, dtype=full[key].dtype)
-        output, moved = self._run(params, full, args, kwargs)
+        with Statistics() as statistics:
+            output, moved = self._run(params, full, args, kwargs, statistics)
         if _STEP in full:
             for key in self.stacked:
                 column = row.view(-1, *(1,) * (buffers[key].ndim - 1))
@@ -108,7 +109,12 @@ class Apply:
         return Apply(module, self.names, params, self.buffers)
 
     def _run(
-        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], args: Any, kwargs: Any
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        args: Any,
+        kwargs: Any,
+        statistics: Statistics | None,
     ) -> tuple[Any, Tensors]:
         if params.keys() != self.params:
             odd = sorted(params.keys() ^ self.params)[0]
@@ -119,13 +125,13 @@ class Apply:
             )
         given = {k: b.clone() if k in self.written else b for k, b in buffers.items()}
         values = {slot: (params if key in self.params else given)[key] for slot, key in self.names.items()}
-        with exact(), Statistics() as statistics:
+        with exact():
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
             # functional_call leaves in `values` what the module has put into its slots.
             output = torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
         for slot, key in self.names.items():
-            if key in self.written:
+            if key in self.written and statistics is not None:
                 given[key] = statistics.new(values[slot])
         return output, given
 

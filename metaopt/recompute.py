@@ -41,6 +41,9 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.f, *tensors = inputs
+        # counters come out too, and have no derivative
+        ctx.moving = [y.is_floating_point() or y.is_complex() for y in output]
+        ctx.mark_non_differentiable(*(y for y, on in zip(output, ctx.moving, strict=True) if not on))
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -48,7 +51,8 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         index = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        f, moving = _of(ctx.f, inputs, index)
+        f, moving = _of(ctx.f, inputs, index, ctx.moving)
+        cotangents = tuple(g for g, on in zip(cotangents, ctx.moving, strict=True) if on)
         if get_interpreter_stack() is None and not torch.is_grad_enabled():
             found = _plain_vjp(f, moving, cotangents)  # a third of torch.func's time and memory
         else:
@@ -59,20 +63,23 @@ class _Recomputed(torch.autograd.Function):
         return None, *gradients
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         index = [i for i, t in enumerate(tangents) if t is not None]
-        f, moving = _of(ctx.f, ctx.saved_tensors, index)
-        return torch.func.jvp(f, moving, tuple(tangents[i] for i in index))[1]
+        f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
+        found = iter(torch.func.jvp(f, moving, tuple(tangents[i] for i in index))[1])
+        return tuple(next(found) if on else None for on in ctx.moving)
 
 
-def _of(f: Any, inputs: Sequence[Tensor], index: list[int]) -> tuple[Any, tuple[Tensor, ...]]:
-    """f as a function of the inputs at ``index`` alone, and these."""
+def _of(
+    f: Any, inputs: Sequence[Tensor], index: list[int], outputs: list[bool]
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """f as a function of the inputs at ``index`` alone, to the outputs that are on, and these inputs."""
 
     def partial(*moving: Tensor) -> tuple[Tensor, ...]:
         full = list(inputs)
         for i, x in zip(index, moving, strict=True):
             full[i] = x
-        return f(*full)
+        return tuple(y for y, on in zip(f(*full), outputs, strict=True) if on)
 
     return partial, tuple(inputs[i] for i in index)
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch._functorch.autograd_function import custom_function_call
+from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -34,6 +34,13 @@ class Rewrite(NamedTuple):
 
 
 def _norm(always: bool, args: Any, kwargs: Any) -> bool:
+    if always or _norms.collecting() is not None or mapped():
+        return True
+    # statistics that have a history, where torch's kernel takes none
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in args[1:3])
+
+
+def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
     return always or _norms.collecting() is not None or mapped()
 
 
@@ -72,12 +79,12 @@ def _aten(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 _KERNEL = "its kernel's second derivative is wrong under vmap"
 _TABLE: dict[Callable[..., Any], Rewrite] = {
-    F.layer_norm: Rewrite(_norms.layer_norm, _norm, _KERNEL),
+    F.layer_norm: Rewrite(_norms.layer_norm, _aten_norm, _KERNEL),
     F.batch_norm: Rewrite(_norms.batch_norm, _norm, _KERNEL),
     F.instance_norm: Rewrite(_norms.instance_norm, _norm, _KERNEL),
-    torch.layer_norm: Rewrite(_norms.layer_norm, _norm, _KERNEL),
-    torch.batch_norm: Rewrite(_aten(_norms.batch_norm), _norm, _KERNEL),
-    torch.instance_norm: Rewrite(_aten(_norms.instance_norm), _norm, _KERNEL),
+    torch.layer_norm: Rewrite(_norms.layer_norm, _aten_norm, _KERNEL),
+    torch.batch_norm: Rewrite(_aten(_norms.batch_norm), _aten_norm, _KERNEL),
+    torch.instance_norm: Rewrite(_aten(_norms.instance_norm), _aten_norm, _KERNEL),
     F.normalize: Rewrite(_norms.normalize, _out, "out= writes to buffers and has no batching rule"),
     F.embedding: Rewrite(embedding, _every, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
@@ -116,19 +123,6 @@ _TABLE |= {fn: Rewrite(refuse(fn), _every, "") for fn in NO_DOUBLE_BACKWARD}
 _TABLE |= {fn: Rewrite(refuse_draw(fn), _every, "") for fn in NO_KEYED_FORM}
 
 
-def _call_back(*args: Any, **kwargs: Any) -> Any:
-    """An autograd.Function's own code, which torch runs with the mode switched off: it may enter anew."""
-    active, inherited = _local.active, getattr(_local, "inherited", False)
-    _local.active, _local.inherited = [], exact.always_on()
-    try:
-        return custom_function_call(*args, **kwargs)
-    finally:
-        _local.active, _local.inherited = active, inherited
-
-
-_TABLE[custom_function_call] = Rewrite(_call_back, _every, "")
-
-
 class exact(TorchFunctionMode):
     """A context in which mapped modules have the right derivatives of every order, or one clear error.
 
@@ -154,21 +148,23 @@ class exact(TorchFunctionMode):
     @staticmethod
     def always_on() -> bool:
         """Tell whether the caller stands inside an ``exact(always=True)``."""
-        found = any(mode.always for mode in _local.__dict__.get("active", ()))
-        return found or _local.__dict__.get("inherited", False)
+        return getattr(_local, "always", 0) > 0
 
     def __enter__(self) -> exact:
-        active: list[exact] = _local.__dict__.setdefault("active", [])
-        self.always = self.always or _local.__dict__.get("inherited", False)
-        self.idle = any(mode.always or not self.always for mode in active)
+        # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward
+        # pass under a mode, the mode is off, and has to be entered anew.
+        on = [_get_function_stack_at(i) for i in range(_len_torch_function_stack())]
+        self.counted = self.always
+        _local.always = getattr(_local, "always", 0) + self.counted
+        self.always = _local.always > 0
+        self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
         if not self.idle:
-            active.append(self)
             super().__enter__()
         return self
 
     def __exit__(self, *exc: Any) -> None:
+        _local.always -= self.counted
         if not self.idle:
-            _local.active.remove(self)
             super().__exit__(*exc)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

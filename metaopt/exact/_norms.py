@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import ArgumentError, VmapError
-from metaopt.exact._levels import calling_module
+from metaopt.exact._levels import calling_module, mapped
 
 __all__ = ["Statistics", "batch_norm", "instance_norm", "layer_norm", "normalize"]
 
@@ -82,9 +82,13 @@ def layer_norm(
     return _affine(normal, weight, bias, channel=False)
 
 
-def _statistics(kind: str) -> Statistics:
-    found = collecting()
-    if found is None:
+def _move(kind: str, buffer: Tensor, observed: Tensor, momentum: float) -> None:
+    """r ← (1 − m) r + m · observed: as a value where values are collected, else in place, as torch."""
+    statistics = collecting()
+    if statistics is not None:
+        statistics.move(buffer, observed, momentum)
+        return
+    if mapped():
         raise VmapError(
             f"vmap({kind})",
             "batch statistics, frozen ones, or a place to put running ones",
@@ -93,7 +97,8 @@ def _statistics(kind: str) -> Statistics:
             remedy="Pass metaopt.functional(module, batch_norm='transductive') or 'frozen', call "
             "apply.with_buffers, or map_tasks(how='loop').",
         )
-    return found
+    with torch.no_grad():
+        buffer.lerp_(observed.to(buffer.dtype), momentum)
 
 
 def batch_norm(
@@ -123,9 +128,8 @@ def batch_norm(
         )
     wide, variance, mean = _moments(input, (0, *range(2, input.ndim)))
     if running_mean is not None and running_var is not None:
-        statistics = _statistics("batch_norm")
-        statistics.move(running_mean, mean.flatten(), momentum)
-        statistics.move(running_var, variance.flatten() * count / (count - 1), momentum)
+        _move("batch_norm", running_mean, mean.flatten(), momentum)
+        _move("batch_norm", running_var, variance.flatten() * count / (count - 1), momentum)
     normal = ((wide - mean) * torch.rsqrt(variance + eps)).to(input.dtype)
     return _affine(normal, weight, bias, channel=True)
 
@@ -146,9 +150,9 @@ def instance_norm(
     wide, variance, mean = _moments(input, tuple(range(2, input.ndim)))
     if running_mean is not None and running_var is not None:
         count = input[0, 0].numel()
-        statistics = _statistics("instance_norm")
-        statistics.move(running_mean, mean.flatten(1).mean(0), momentum)
-        statistics.move(running_var, variance.flatten(1).mean(0) * count / max(count - 1, 1), momentum)
+        unbiased = variance.flatten(1).mean(0) * count / max(count - 1, 1)
+        _move("instance_norm", running_mean, mean.flatten(1).mean(0), momentum)
+        _move("instance_norm", running_var, unbiased, momentum)
     normal = ((wide - mean) * torch.rsqrt(variance + eps)).to(input.dtype)
     return _affine(normal, weight, bias, channel=True)
 

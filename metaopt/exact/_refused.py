@@ -27,8 +27,6 @@ NO_DOUBLE_BACKWARD: dict[Callable[..., Any], str] = {
     F.multilabel_margin_loss: "Use F.multilabel_soft_margin_loss.",
     F.ctc_loss: "Take first-order gradients, order=1.",
     torch.ctc_loss: "Take first-order gradients, order=1.",
-    F.grid_sample: "Write the bilinear interpolation out, or order=1.",
-    torch.grid_sampler: "Write the bilinear interpolation out, or order=1.",
 }
 
 # Draws that have no keyed form here; under `seeded` they would depend on how tasks are mapped.
