@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
-from metaopt.exact import exact
+from metaopt.exact import current_draws, exact, seeded, task_keys
 from metaopt.recompute import check_captured, recompute
 
 __all__ = ["How", "choose", "map_tasks"]
@@ -26,6 +27,7 @@ def map_tasks(
     how: How = "auto",
     chunk_size: int | None = None,
     in_dims: tuple[Any, ...] | None = None,
+    seed: int | Tensor | None = None,
 ) -> Callable[..., Any]:
     """Return ``fn`` mapped over tasks: ``(meta_params, episodes) -> [task, ...]``.
 
@@ -39,6 +41,9 @@ def map_tasks(
                that becomes a fast weight), and maps otherwise; `choose` tells which.
           chunk_size: tasks held in memory at a time; chunks are computed again in the backward pass.
           in_dims: one entry an argument, as in torch.vmap: an axis, None, or a tree of these.
+          seed: an int or an int64 tensor []; what a task draws (dropout, noise) is then a function of
+              the seed and of its position, whatever ``how``, ``chunk_size`` and ``memory``. Change it
+              from one meta-step to the next. None draws from torch's generator, one task after another.
     Returns: the mapped function; every output has a leading task axis.
     Raises: ArgumentError; StructureError if the leaves disagree on the number of tasks.
     Cost: chunks keep the peak at one chunk's graph, for one forward pass more.
@@ -58,8 +63,15 @@ def map_tasks(
             raise ArgumentError(
                 "map_tasks(in_dims)", f"one entry for each of {len(args)} arguments", f"{len(dims)}"
             )
-        flat, tensors, axes, result = _flatten(fn, args, dims)
         num_tasks = _num_tasks(args, dims)
+        keys, outer = None, current_draws()
+        if seed is not None:
+            keys = task_keys(seed, num_tasks)
+        elif outer is not None:  # a map inside a map
+            keys = outer.split(num_tasks)
+        flat, tensors, axes, result = _flatten(fn, args, dims, keys is not None)
+        if keys is not None:
+            tensors, axes = [*tensors, keys], [*axes, 0]
         run = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
         if chunk_size is None or chunk_size >= num_tasks:
             outputs = run(flat, axes, tensors)
@@ -92,18 +104,22 @@ def choose(meta_params: Any, *episodes: Any) -> Literal["vmap", "loop"]:
 
 
 def _flatten(
-    fn: Callable[..., Any], args: tuple[Any, ...], dims: tuple[Any, ...]
+    fn: Callable[..., Any], args: tuple[Any, ...], dims: tuple[Any, ...], keyed: bool
 ) -> tuple[Flat, list[Tensor], list[int | None], list[tree.Structure]]:
-    """``fn`` as a function of a flat list of tensors, their axes, and where its structure will be."""
+    """``fn`` as a function of a flat list of tensors, their axes, and where its structure will be.
+
+    Where it is ``keyed``, the last tensor is the task's key.
+    """
     leaves, structure = tree.flatten(args)
     axes = tree.broadcast_prefix("map_tasks(in_dims)", dims, args)
     slots = [i for i, x in enumerate(leaves) if isinstance(x, Tensor)]
     static = {i: x for i, x in enumerate(leaves) if not isinstance(x, Tensor)}
     result: list[tree.Structure] = []
+    always = exact.always_on()
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
-        filled = static | dict(zip(slots, tensors, strict=True))
-        with exact():
+        filled = static | dict(zip(slots, tensors, strict=not keyed))
+        with exact(always), seeded(tensors[-1]) if keyed else nullcontext():
             out = fn(*tree.unflatten(structure, [filled[i] for i in range(len(leaves))]))
         found, shape = tree.flatten(out)
         result[:] = [shape]

@@ -7,6 +7,7 @@
     ├── StructureError     ValueError       two trees, or a tree and what was asked of it, differ
     ├── CaptureError       RuntimeError     a tensor that needs a gradient came in by closure
     ├── VmapError          RuntimeError     something in the model cannot be mapped over tasks
+    ├── DerivativeError    RuntimeError     something in the model has no derivative of the order asked for
     ├── DivergenceError    ArithmeticError  a number became NaN or infinite
     ├── DataError          ValueError       a data file is missing, damaged, or too small
     ├── CheckpointError    RuntimeError     a checkpoint is damaged, or of another run
@@ -25,6 +26,7 @@ __all__ = [
     "CaptureError",
     "CheckpointError",
     "DataError",
+    "DerivativeError",
     "DivergenceError",
     "MetaoptError",
     "MissingExtraError",
@@ -65,6 +67,10 @@ class CaptureError(MetaoptError, RuntimeError):
 
 class VmapError(MetaoptError, RuntimeError):
     """Something in the model cannot be mapped over tasks."""
+
+
+class DerivativeError(MetaoptError, RuntimeError):
+    """Something in the model has no derivative of the order that was asked for."""
 
 
 class DivergenceError(MetaoptError, ArithmeticError):

@@ -11,20 +11,23 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaopt.errors import ArgumentError, StructureError, VmapError
-from metaopt.exact import exact, mapped
+from metaopt.exact import Statistics, exact, mapped
 
 __all__ = ["Apply", "functional"]
 
 Tensors = dict[str, Tensor]
-BatchNormMode = Literal["transductive", "frozen"]
+BatchNormMode = Literal["transductive", "frozen", "per_step"]
 _PARALLEL = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
+_STEP = "metaopt_step"  # the buffer that counts calls where statistics are kept per step
+_STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 class Apply:
     """The pure form of a module: ``apply(params, *args) -> output``.
 
-    ``apply(params, buffers, *args)`` takes the buffers too, where they are batched or have moved on.
-    Neither call writes to the module, to params or to buffers.
+    ``apply(params, buffers, *args)`` takes the buffers too, where they are batched or have moved on;
+    ``apply.with_buffers(params, buffers, *args) -> (output, buffers)`` hands back what they became.
+    None of them writes to the module, to params or to buffers.
     """
 
     def __init__(self, module: nn.Module, names: dict[str, str], params: Tensors, buffers: Tensors):
@@ -32,40 +35,105 @@ class Apply:
         self.names = names  # slot of the module -> key in params or buffers; tied slots share one
         self.params = frozenset(params)
         self.buffers = buffers
+        layers = dict(module.named_modules())
         self.tracking = [
             path or "the module itself"
-            for path, layer in module.named_modules()
+            for path, layer in layers.items()
             if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None
         ]
+        # what a training layer may write to in place, and what each step keeps its own copy of
+        self.written, self.stacked = set(), set()
+        for slot, key in names.items():
+            path, _, attribute = slot.rpartition(".")
+            layer = layers[path]
+            if layer.training and attribute in layer._buffers:
+                self.written.add(key)
+            if _STEP in buffers and isinstance(layer, _NormBase) and attribute in _STATISTICS:
+                self.stacked.add(key)
 
     def __call__(self, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         buffers: Mapping[str, Tensor] = self.buffers
         if args and isinstance(args[0], Mapping) and args[0].keys() == buffers.keys():
             buffers, *args = args  # type: ignore[assignment]
+        if self.tracking and mapped():
+            raise VmapError(
+                "apply(module)",
+                "batch statistics or frozen ones under vmap",
+                "training BatchNorm with running statistics, which every task would write to,",
+                at=self.tracking[0],
+                remedy="Pass metaopt.functional(module, batch_norm='transductive') or 'frozen', keep "
+                "them per task by apply.with_buffers, or map_tasks(how='loop').",
+            )
+        return self._run(params, buffers, args, kwargs, None)[0]
+
+    def with_buffers(
+        self, params: Mapping[str, Tensor], buffers: Mapping[str, Tensor], *args: Any, **kwargs: Any
+    ) -> tuple[Any, Tensors]:
+        """Return ``(output, buffers)``: running statistics and whatever else the module keeps, moved on.
+
+        Under ``vmap`` every task moves its own. Running statistics are differentiable. The buffers are
+        the dict that `functional` returned, or one that this function did.
+
+        >>> apply, params, buffers = functional(nn.BatchNorm1d(2))
+        >>> _, buffers = apply.with_buffers(params, buffers, torch.ones(4, 2))
+        >>> buffers["running_mean"]
+        tensor([0.1000, 0.1000])
+        """
+        if buffers.keys() != self.buffers.keys():
+            odd = sorted(buffers.keys() ^ self.buffers.keys())[0]
+            raise StructureError(
+                "apply.with_buffers(buffers)",
+                f"the {len(self.buffers)} buffers that metaopt.functional returned",
+                f"{'one more' if odd in buffers else 'none'} at {odd!r}",
+            )
+        full = dict(buffers)
+        if _STEP in full:
+            rows = len(full[next(iter(self.stacked))]) if self.stacked else 1
+            row = torch.arange(rows, device=full[_STEP].device) == full[_STEP].clamp(max=rows - 1)
+            for key in self.stacked:
+                column = row.view(-1, *(1,) * (full[key].ndim - 1))
+                full[key] = (full[key] * column).sum(0, dtype=full[key].dtype)
+        with Statistics() as statistics:
+            output, moved = self._run(params, full, args, kwargs, statistics)
+        if _STEP in full:
+            for key in self.stacked:
+                column = row.view(-1, *(1,) * (buffers[key].ndim - 1))
+                moved[key] = torch.where(column, moved[key], buffers[key])
+            moved[_STEP] = buffers[_STEP] + 1
+        return output, moved
+
+    def eval(self) -> Apply:
+        """The same function with every layer in eval mode: running statistics are used, none is kept."""
+        module = _skeleton(self.module).eval()
+        params = dict.fromkeys(self.params, torch.empty(0))
+        return Apply(module, self.names, params, self.buffers)
+
+    def _run(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        args: Any,
+        kwargs: Any,
+        statistics: Statistics | None,
+    ) -> tuple[Any, Tensors]:
         if params.keys() != self.params:
             odd = sorted(params.keys() ^ self.params)[0]
-            got = f"{'one more' if odd in params else 'none'} at {odd!r}"
             raise StructureError(
                 "apply(params)",
                 f"the {len(self.params)} parameters that metaopt.functional returned",
-                got,
+                f"{'one more' if odd in params else 'none'} at {odd!r}",
             )
-        if self.tracking:
-            if mapped():
-                raise VmapError(
-                    "apply(module)",
-                    "batch statistics or frozen ones under vmap",
-                    "training BatchNorm with running statistics, which every task would write to,",
-                    at=self.tracking[0],
-                    remedy="Pass metaopt.functional(module, batch_norm='transductive') or "
-                    "'frozen', or map_tasks(how='loop').",
-                )
-            buffers = {name: buffer.clone() for name, buffer in buffers.items()}
-        values = {slot: (params if key in self.params else buffers)[key] for slot, key in self.names.items()}
+        given = {k: b.clone() if k in self.written else b for k, b in buffers.items()}
+        values = {slot: (params if key in self.params else given)[key] for slot, key in self.names.items()}
         with exact():
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
-            return torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
+            # functional_call leaves in `values` what the module has put into its slots.
+            output = torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
+        for slot, key in self.names.items():
+            if key in self.written and statistics is not None:
+                given[key] = statistics.new(values[slot])
+        return output, given
 
     def __repr__(self) -> str:
         name = type(self.module).__name__
@@ -98,8 +166,19 @@ def _slots(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, names
 
 
+def _statistics_of(module: nn.Module) -> list[str]:
+    """The slots that hold running statistics."""
+    return [
+        f"{path}.{attribute}" if path else attribute
+        for path, layer in module.named_modules()
+        if isinstance(layer, _NormBase)
+        for attribute in _STATISTICS
+        if layer._buffers.get(attribute) is not None
+    ]
+
+
 def functional(
-    module: nn.Module, *, batch_norm: BatchNormMode | None = None
+    module: nn.Module, *, batch_norm: BatchNormMode | None = None, num_steps: int | None = None
 ) -> tuple[Apply, Tensors, Tensors]:
     """Return ``(apply, params, buffers)``: the module as a pure function and its tensors.
 
@@ -110,12 +189,15 @@ def functional(
 
     Args: module: any nn.Module; one that torch.compile returned is unwrapped.
           batch_norm: "transductive", statistics of the batch at hand, none kept (MAML's own);
-              "frozen", the running statistics as they are; None, the module's own setting.
+              "frozen", the running statistics as they are; "per_step", one set of running statistics
+              for each inner step and one for the query (MAML++), by ``apply.with_buffers``; None, the
+              module's own setting, whose running statistics ``apply.with_buffers`` hands back.
+          num_steps: inner steps, for "per_step".
     Returns: apply: ``apply(params, *args, **kwargs)`` or ``apply(params, buffers, *args, **kwargs)``.
              params, buffers: dicts by name, in the module's order.
     Raises: ArgumentError for a module wrapped for data parallelism, whose gradients would not be
             synchronised. VmapError from apply under vmap if batch norm tracks statistics.
-    Source: torch.func.functional_call.
+    Source: torch.func.functional_call; Antoniou et al. 2019, arXiv:1810.09502, for "per_step".
 
     >>> apply, params, buffers = functional(nn.Linear(2, 1))
     >>> apply(params, torch.ones(3, 2)).shape, list(params)
@@ -131,8 +213,12 @@ def functional(
             type(module).__name__,
             remedy="Pass its .module: a functional call does not synchronise gradients, silently.",
         )
-    if batch_norm not in (None, "transductive", "frozen"):
-        raise ArgumentError("functional(batch_norm)", "'transductive', 'frozen' or None", repr(batch_norm))
+    if batch_norm not in (None, "transductive", "frozen", "per_step"):
+        expected = "'transductive', 'frozen', 'per_step' or None"
+        raise ArgumentError("functional(batch_norm)", expected, repr(batch_norm))
+    if (batch_norm == "per_step") != (num_steps is not None) or (num_steps is not None and num_steps < 0):
+        expected = "a number of inner steps with batch_norm='per_step', and None without"
+        raise ArgumentError("functional(num_steps)", expected, repr(num_steps))
     module = _skeleton(module)
     for layer in module.modules():
         if isinstance(layer, _NormBase) and batch_norm == "transductive":
@@ -143,4 +229,8 @@ def functional(
     tensors, names = _slots(module)
     params: Tensors = {k: v for k, v in tensors.items() if isinstance(v, nn.Parameter) and v.requires_grad}
     buffers = {k: v for k, v in tensors.items() if k not in params}
+    if num_steps is not None:
+        for slot in _statistics_of(module):
+            buffers[names[slot]] = torch.stack([buffers[names[slot]]] * (num_steps + 1))
+        buffers[_STEP] = torch.zeros((), dtype=torch.int64)
     return Apply(module, names, params, buffers), params, buffers

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
 from metaopt.errors import CaptureError
+from metaopt.exact import current_draws, exact, seeded
 
 __all__ = ["check_captured", "recompute"]
 
@@ -39,6 +41,9 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.f, *tensors = inputs
+        # counters come out too, and have no derivative
+        ctx.moving = [y.is_floating_point() or y.is_complex() for y in output]
+        ctx.mark_non_differentiable(*(y for y, on in zip(output, ctx.moving, strict=True) if not on))
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -46,7 +51,8 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         index = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        f, moving = _of(ctx.f, inputs, index)
+        f, moving = _of(ctx.f, inputs, index, ctx.moving)
+        cotangents = tuple(g for g, on in zip(cotangents, ctx.moving, strict=True) if on)
         if get_interpreter_stack() is None and not torch.is_grad_enabled():
             found = _plain_vjp(f, moving, cotangents)  # a third of torch.func's time and memory
         else:
@@ -57,20 +63,23 @@ class _Recomputed(torch.autograd.Function):
         return None, *gradients
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         index = [i for i, t in enumerate(tangents) if t is not None]
-        f, moving = _of(ctx.f, ctx.saved_tensors, index)
-        return torch.func.jvp(f, moving, tuple(tangents[i] for i in index))[1]
+        f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
+        found = iter(torch.func.jvp(f, moving, tuple(tangents[i] for i in index))[1])
+        return tuple(next(found) if on else None for on in ctx.moving)
 
 
-def _of(f: Any, inputs: Sequence[Tensor], index: list[int]) -> tuple[Any, tuple[Tensor, ...]]:
-    """f as a function of the inputs at ``index`` alone, and these."""
+def _of(
+    f: Any, inputs: Sequence[Tensor], index: list[int], outputs: list[bool]
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """f as a function of the inputs at ``index`` alone, to the outputs that are on, and these inputs."""
 
     def partial(*moving: Tensor) -> tuple[Tensor, ...]:
         full = list(inputs)
         for i, x in zip(index, moving, strict=True):
             full[i] = x
-        return f(*full)
+        return tuple(y for y, on in zip(f(*full), outputs, strict=True) if on)
 
     return partial, tuple(inputs[i] for i in index)
 
@@ -148,8 +157,8 @@ def check_captured(where: str, *functions: Callable[..., Any]) -> None:
 def recompute(f: Callable[..., Any], *args: Any) -> Any:
     """Return ``f(*args)``, keeping the arguments alone for its derivative.
 
-    Random draws are repeated as they fell. Args and result are pytrees of tensors; what else is among
-    the arguments is passed as it is.
+    Random draws are repeated as they fell, `seeded` ones and torch's own. Args and result are pytrees
+    of tensors; what else is among the arguments is passed as it is.
 
     Args: f: a pure function; everything that needs a gradient is an argument (`check_captured`).
     Raises: CaptureError where a tensor that needs a gradient was captured all the same.
@@ -163,18 +172,25 @@ def recompute(f: Callable[..., Any], *args: Any) -> Any:
     leaves, structure = tree.flatten(args)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     static = [_SLOT if isinstance(x, Tensor) else x for x in leaves]
-    result: list[tree.Structure] = []
+    result: list[Any] = []
+    draws, always = current_draws(), exact.always_on()
+    start = 0 if draws is None else draws.count
+    if draws is not None:
+        tensors.append(draws.key)  # an argument like any other: it may be mapped
 
     def flat(*tensors: Tensor) -> tuple[Tensor, ...]:
         moving = iter(tensors)
         full = [next(moving) if x is _SLOT else x for x in static]
-        outputs, out = tree.flatten(f(*tree.unflatten(structure, full)))
-        result[:] = [out]
+        with exact(always), nullcontext() if draws is None else seeded(next(moving), start) as inner:
+            outputs, out = tree.flatten(f(*tree.unflatten(structure, full)))
+        result[:] = [out, 0 if inner is None else inner.count]
         return tuple(outputs)
 
     dice = _Dice()
     outputs = _Recomputed.apply(dice.replaying(flat), *tensors)
     dice.close()
+    if draws is not None:
+        draws.count = result[1]
     return tree.unflatten(result[0], outputs)
 
 

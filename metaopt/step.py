@@ -27,7 +27,8 @@ def inner_step(
     phi: tuple[Any, ...] = (),
     *,
     order: Order = 2,
-) -> tuple[Any, Any, Tensor]:
+    buffers: Any = None,
+) -> Any:
     """One inner step, differentiable in all that it is given.
 
     ::
@@ -43,7 +44,9 @@ def inner_step(
           hparams: φ^opt; ``opt.hparams`` where None.
           phi: φ^loss, the further arguments of ``loss_fn``.
           order: 2 differentiates through G; 1 takes G for a constant (first-order MAML).
-    Returns: (params, state, loss []), the loss taken before the step.
+          buffers: pytree of tensors, running statistics say, that every step moves on: the loss is
+              then called as ``loss_fn(params, batch, *phi, buffers=buffers) -> (loss, buffers)``.
+    Returns: (params, state, loss []), the loss taken before the step; with buffers, these as a fourth.
     Raises: ArgumentError if the loss is no scalar; StructureError if trees differ.
     Cost: one forward and one backward pass of the loss.
 
@@ -56,19 +59,25 @@ def inner_step(
     if order == 1:
         leaves, phi = [x.detach() for x in leaves], tree.detach(phi)
 
-    def loss_of(leaves: tuple[Tensor, ...]) -> Tensor:
+    threaded: Any = loss_fn
+
+    def loss_of(leaves: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+        params, moved = tree.unflatten(structure, leaves), ()
         with exact():
-            loss = loss_fn(tree.unflatten(structure, leaves), batch, *phi)
+            if buffers is None:
+                loss = loss_fn(params, batch, *phi)
+            else:
+                loss, moved = threaded(params, batch, *phi, buffers=buffers)
         if not isinstance(loss, Tensor) or loss.ndim:
             got = f"shape {list(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
             raise ArgumentError(
                 "inner_step(loss_fn)", "a scalar loss", got, remedy="Reduce it, with .mean() say."
             )
-        return loss
+        return loss, moved
 
-    grads, loss = torch.func.grad_and_value(loss_of)(tuple(leaves))
+    grads, (loss, moved) = torch.func.grad_and_value(loss_of, has_aux=True)(tuple(leaves))
     if order == 1:
         grads = tree.detach(grads)
     grads = tree.unflatten(structure, grads)
     params, state = opt.update(params, state, grads, opt.hparams if hparams is None else hparams)
-    return params, state, loss
+    return (params, state, loss) if buffers is None else (params, state, loss, moved)

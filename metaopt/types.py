@@ -60,12 +60,14 @@ class Meta(NamedTuple):
 class Unrolled(NamedTuple):
     """What an inner loop leaves behind.
 
-    ``params`` and ``state`` after the last step; ``losses`` [num_steps], each taken before its step.
+    ``params`` and ``state`` after the last step; ``losses`` [num_steps], each taken before its step;
+    ``buffers`` where they were threaded through.
     """
 
     params: Tree
     state: Any
     losses: Tensor
+    buffers: Any = None
 
 
 class Hypergrad(NamedTuple):

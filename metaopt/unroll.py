@@ -31,6 +31,7 @@ def unroll(
     per_step_hparams: bool = False,
     order: Order = 2,
     memory: Memory = "all",
+    buffers: Any = None,
 ) -> Unrolled:
     """Compose inner steps; the outer gradient is plain autograd through the result.
 
@@ -48,9 +49,10 @@ def unroll(
           per_step_hparams: tensors in ``hparams`` with an axis have [step, ...] for one value a step;
               numbers and 0-d tensors are shared by all.
           order: 2, or 1 to take every inner gradient for a constant (first-order MAML).
+          buffers: threaded through the steps, as in `inner_step`: the loss takes and returns them.
           memory: "all" keeps every step for the backward pass; an integer K keeps one carry every K
               steps and computes the steps between again; "sqrt" is K = ⌈√J⌉. The gradient is the same.
-    Returns: Unrolled(params, state, losses [J]), each loss taken before its step.
+    Returns: Unrolled(params, state, losses [J], buffers), each loss taken before its step.
     Raises: ArgumentError, StructureError; CaptureError where steps are computed again and the loss
             captured a tensor that needs a gradient.
     Cost: J forward and backward passes. Memory O(J) graphs of a step with "all", O(J/K) carries and
@@ -77,26 +79,28 @@ def unroll(
     if per_step_hparams:
         _check_steps(hparams, num_steps)
 
-    def block(params: Any, state: Any, batch: Any, hparams: Any, phi: Any, steps: range) -> Any:
+    def block(params: Any, state: Any, kept: Any, batch: Any, hparams: Any, phi: Any, steps: range) -> Any:
         losses = []
         for j in steps:
             step_batch = tree.index(batch, j) if stepped else batch
             step_hparams = _of_step(hparams, j) if per_step_hparams else hparams
-            params, state, loss = inner_step(
-                loss_fn, opt, params, state, step_batch, step_hparams, phi, order=order
+            params, state, loss, *moved = inner_step(
+                loss_fn, opt, params, state, step_batch, step_hparams, phi, order=order, buffers=kept
             )
+            kept = moved[0] if moved else None
             losses.append(loss)
-        return params, state, losses
+        return params, state, kept, losses
 
     losses: list[Any] = []
     for start in range(0, num_steps, length):
         steps = range(start, min(start + length, num_steps))
         if memory == "all":
-            params, state, some = block(params, state, batch, hparams, phi, steps)
+            params, state, buffers, some = block(params, state, buffers, batch, hparams, phi, steps)
         else:
-            params, state, some = recompute(block, params, state, batch, hparams, phi, steps)
+            carry = (params, state, buffers)
+            params, state, buffers, some = recompute(block, *carry, batch, hparams, phi, steps)
         losses += some
-    return Unrolled(params, state, torch.stack(losses) if losses else torch.zeros(0))
+    return Unrolled(params, state, torch.stack(losses) if losses else torch.zeros(0), buffers)
 
 
 def _block_length(num_steps: int, memory: Memory) -> int:

@@ -18,11 +18,11 @@ def maml(
     opt: Optimizer,
     num_steps: int = 1,
     *,
-    query_loss_fn: Callable[[Any, Any], Any] | None = None,
+    query_loss_fn: Callable[..., Any] | None = None,
     per_step_hparams: bool = False,
     order: Order = 2,
     memory: Memory = "all",
-) -> Callable[[Any, Any], Any]:
+) -> Callable[..., Any]:
     """Return MAML's loss of one task, ``(meta_params, episode) -> query loss []``.
 
     ::
@@ -38,7 +38,9 @@ def maml(
           per_step_hparams, order, memory: as in `unroll`; order=1 is first-order MAML.
     Returns: a pure function for `map_tasks`. ``meta_params`` are the initial parameters θ, or a `Meta`
              where hyperparameters (Meta-SGD) or loss parameters are learned too; ``episode`` is an
-             Episode (support, query).
+             Episode (support, query). With buffers as a third argument, running statistics say, it
+             threads them through the steps and the query, and returns (loss, buffers): the losses are
+             then called as in `inner_step`.
     Raises: as `unroll`.
     Cost: J+1 forward and J backward passes, and as much again for the outer gradient.
     Source: Finn et al. 2017, arXiv:1703.03400, Algorithm 1; Li et al. 2017, arXiv:1707.09835.
@@ -50,10 +52,10 @@ def maml(
     tensor([0.5000, 0.5000])
     """
 
-    def task_loss(meta_params: Any, episode: Any) -> Any:
+    def task_loss(meta_params: Any, episode: Any, buffers: Any = None) -> Any:
         meta = meta_params if isinstance(meta_params, Meta) else Meta(meta_params)
         support, query = episode
-        fast = unroll(
+        out = unroll(
             loss_fn,
             opt,
             meta.params,
@@ -64,10 +66,12 @@ def maml(
             per_step_hparams=per_step_hparams,
             order=order,
             memory=memory,
-        ).params
+            buffers=buffers,
+        )
+        threaded = {} if buffers is None else {"buffers": out.buffers}
         with exact():
             if query_loss_fn is not None:
-                return query_loss_fn(fast, query)
-            return loss_fn(fast, query, *meta.phi)
+                return query_loss_fn(out.params, query, **threaded)
+            return loss_fn(out.params, query, *meta.phi, **threaded)
 
     return task_loss

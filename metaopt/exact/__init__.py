@@ -1,0 +1,13 @@
+"""Right derivatives where torch.func has wrong ones, and draws that do not depend on how tasks are mapped.
+
+`exact` is a ``TorchFunctionMode`` with one table: the function torch would call, what is called in its
+place, and when. Every entry that stands for a fault of torch names its issue and has a test that fails
+on the day torch is mended.
+"""
+
+from metaopt.exact._levels import mapped
+from metaopt.exact._mode import exact, rewrites
+from metaopt.exact._norms import Statistics
+from metaopt.exact._random import current_draws, seeded, task_keys
+
+__all__ = ["Statistics", "current_draws", "exact", "mapped", "rewrites", "seeded", "task_keys"]

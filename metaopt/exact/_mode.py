@@ -1,0 +1,189 @@
+"""The table of what is called in the place of what, and the mode that looks it up."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from metaopt.exact import _attention, _dropout, _norms, _recurrent
+from metaopt.exact._embedding import embedding
+from metaopt.exact._levels import calling_module, mapped, transformed
+from metaopt.exact._noise import NOISE
+from metaopt.exact._random import current_draws
+from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
+from metaopt.exact._weights import bilinear, weight_norm
+
+__all__ = ["exact", "rewrites"]
+
+_local = threading.local()
+
+
+class Rewrite(NamedTuple):
+    """What is called in the place of torch's function, and when."""
+
+    fn: Callable[..., Any]
+    when: Callable[[bool, Any, Any], bool]  # (always, args, kwargs)
+    why: str  # empty where nothing changes but the source of the draws
+
+
+def _norm(always: bool, args: Any, kwargs: Any) -> bool:
+    if always or _norms.collecting() is not None or mapped():
+        return True
+    # statistics that have a history, where torch's kernel takes none
+    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in args[1:3])
+
+
+def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
+    return always or _norms.collecting() is not None or mapped()
+
+
+def _attend(always: bool, args: Any, kwargs: Any) -> bool:
+    return always or transformed() or current_draws() is not None
+
+
+def _recur(always: bool, args: Any, kwargs: Any) -> bool:
+    return always or current_draws() is not None or (transformed() if args[0].is_cuda else mapped())
+
+
+def _noise(always: bool, args: Any, kwargs: Any) -> bool:
+    return current_draws() is not None and kwargs.get("generator") is None
+
+
+def _rrelu(always: bool, args: Any, kwargs: Any) -> bool:
+    return current_draws() is not None or mapped()
+
+
+def _mapped(always: bool, args: Any, kwargs: Any) -> bool:
+    return mapped()
+
+
+def _out(always: bool, args: Any, kwargs: Any) -> bool:
+    return kwargs.get("out") is not None
+
+
+def _every(always: bool, args: Any, kwargs: Any) -> bool:
+    return True
+
+
+def _aten(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The C++ order of arguments, weight and bias before the statistics, and one more at the end."""
+    return lambda x, w, b, m, v, *rest: fn(x, m, v, w, b, *rest[:3])
+
+
+_KERNEL = "its kernel's second derivative is wrong under vmap"
+_TABLE: dict[Callable[..., Any], Rewrite] = {
+    F.layer_norm: Rewrite(_norms.layer_norm, _aten_norm, _KERNEL),
+    F.batch_norm: Rewrite(_norms.batch_norm, _norm, _KERNEL),
+    F.instance_norm: Rewrite(_norms.instance_norm, _norm, _KERNEL),
+    torch.layer_norm: Rewrite(_norms.layer_norm, _aten_norm, _KERNEL),
+    torch.batch_norm: Rewrite(_aten(_norms.batch_norm), _aten_norm, _KERNEL),
+    torch.instance_norm: Rewrite(_aten(_norms.instance_norm), _aten_norm, _KERNEL),
+    F.normalize: Rewrite(_norms.normalize, _out, "out= writes to buffers and has no batching rule"),
+    F.embedding: Rewrite(embedding, _every, "padding_idx is wrong under vmap"),
+    torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
+    F.bilinear: Rewrite(bilinear, _mapped, "no batching rule"),
+    F.rrelu: Rewrite(_dropout.rrelu, _rrelu, "no batching rule"),
+}
+_TABLE |= {
+    getattr(F, name): Rewrite(getattr(_attention, name), _attend, "its kernel has no double backward")
+    for name in _attention.__all__
+}
+_TABLE |= {
+    getattr(torch, name): Rewrite(getattr(_recurrent, name), _recur, "its kernel fails under vmap")
+    for name in _recurrent.__all__
+}
+_TABLE |= {
+    getattr(F, name): Rewrite(getattr(_dropout, name), _noise, "")
+    for name in (
+        "dropout",
+        "dropout1d",
+        "dropout2d",
+        "dropout3d",
+        "alpha_dropout",
+        "feature_alpha_dropout",
+        "gumbel_softmax",
+    )
+}
+_TABLE |= {
+    getattr(F, name): Rewrite(_dropout.fractional(getattr(F, name), axes), _noise, "")
+    for axes in (2, 3)
+    for name in (f"fractional_max_pool{axes}d", f"fractional_max_pool{axes}d_with_indices")
+}
+_TABLE[torch.dropout] = Rewrite(_dropout.dropout, _noise, "")
+for fn, drawn in NOISE.items():
+    _TABLE[fn] = Rewrite(drawn, _noise, "")
+_TABLE |= {fn: Rewrite(refuse(fn), _every, "") for fn in NO_DOUBLE_BACKWARD}
+_TABLE |= {fn: Rewrite(refuse_draw(fn), _every, "") for fn in NO_KEYED_FORM}
+
+
+class exact(TorchFunctionMode):
+    """A context in which mapped modules have the right derivatives of every order, or one clear error.
+
+    Rewritten in primitives: layer_norm, batch_norm and instance_norm under ``vmap``; RNN, GRU, LSTM and
+    their cells under ``vmap``; attention and cuDNN's recurrent nets under any transform; embeddings with
+    a padding row. Refused where they are differentiated twice: what has no double backward.
+    `metaopt.doctor` shows what was rewritten in a model.
+
+    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms.
+    Raises: DerivativeError, ArgumentError, VmapError, each with the path of the module that called.
+    Cost: about a microsecond a torch call; a rewritten norm is two to three kernels more.
+    Entering it twice is free: the inner one does nothing.
+
+    >>> with exact():
+    ...     torch.vmap(lambda x: F.layer_norm(x, (2,)))(torch.tensor([[1.0, 3.0]]))
+    tensor([[-1.0000,  1.0000]])
+    """
+
+    def __init__(self, always: bool = False) -> None:
+        super().__init__()
+        self.always = always
+
+    @staticmethod
+    def always_on() -> bool:
+        """Tell whether the caller stands inside an ``exact(always=True)``."""
+        return getattr(_local, "always", 0) > 0
+
+    def __enter__(self) -> exact:
+        # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward
+        # pass under a mode, the mode is off, and has to be entered anew.
+        on = [_get_function_stack_at(i) for i in range(_len_torch_function_stack())]
+        self.counted = self.always
+        _local.always = getattr(_local, "always", 0) + self.counted
+        self.always = _local.always > 0
+        self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
+        if not self.idle:
+            super().__enter__()
+        return self
+
+    def __exit__(self, *exc: Any) -> None:
+        _local.always -= self.counted
+        if not self.idle:
+            super().__exit__(*exc)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        rewrite = _TABLE.get(func)
+        if rewrite is None or not rewrite.when(self.always, args, kwargs):
+            return func(*args, **kwargs)
+        log = getattr(_local, "log", None)
+        if log is not None and rewrite.why:
+            log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
+        return rewrite.fn(*args, **kwargs)
+
+
+@contextmanager
+def rewrites() -> Any:
+    """A context that yields the list of rewrites made in it: (module path, function, why)."""
+    before = getattr(_local, "log", None)
+    _local.log = []
+    try:
+        yield _local.log
+    finally:
+        _local.log = before

@@ -1,0 +1,90 @@
+"""A hypergradient of a hypergradient: right with norms in primitives, wrong with torch's kernels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from kinds import KINDS, build
+from torch import Tensor
+from torch.nn import functional as F
+
+import metaopt as mo
+
+NORMS = [name for name in KINDS if "norm" in name and name not in ("spectral norm", "spectral norm conv")]
+NORMS += ["tied", "registered twice", "sdpa", "gru", "embedding"]
+HOW: dict[str, dict[str, Any]] = {
+    "loop": {"how": "loop"},
+    "vmap": {"how": "vmap"},
+    "vmap sqrt": {"how": "vmap", "memory": "sqrt"},
+}
+
+
+class Third:
+    """D(θ) = ⟨∇M(θ), v⟩ of the meta-loss M of one inner step, and its slope along w."""
+
+    def __init__(self, name: str, how: str, memory: Any = "all"):
+        kind = KINDS[name]
+        net, episodes = build(kind)
+        apply, self.params, _ = mo.functional(net, batch_norm=kind.batch_norm)
+        loss = lambda p, b: (apply(p, b[0]) - b[1]).square().mean()
+        task_loss = mo.maml(loss, mo.optim.sgd(0.3), 1, memory=memory)
+        self.meta_loss = lambda p: mo.map_tasks(task_loss, how=how)(p, mo.Episode(*episodes)).sum()
+        generator = torch.Generator().manual_seed(3)
+        draw = lambda p: torch.randn(p.shape, dtype=p.dtype, generator=generator)
+        self.v, self.w = mo.tree.map(draw, self.params), mo.tree.map(draw, self.params)
+
+    def slope_of(self, params: Any, create_graph: bool = False) -> Tensor:
+        names, leaves = list(params), list(params.values())
+        grads = torch.autograd.grad(self.meta_loss(params), leaves, create_graph=create_graph)
+        return sum((g * self.v[k]).sum() for g, k in zip(grads, names, strict=True))
+
+    def third(self) -> Tensor:
+        leaves = list(self.params.values())
+        grads = torch.autograd.grad(self.slope_of(self.params, create_graph=True), leaves, allow_unused=True)
+        pairs = zip(grads, self.params, strict=True)
+        return sum((g * self.w[k]).sum() for g, k in pairs if g is not None)
+
+    def numeric(self, eps: float = 1e-5) -> Tensor:
+        at = lambda e: self.slope_of(
+            {k: (p + e * self.w[k]).detach().requires_grad_() for k, p in self.params.items()}
+        )
+        return (at(eps) - at(-eps)) / (2 * eps)
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize("name", NORMS)
+def test_third_derivatives_agree_with_finite_differences(name: str, how: str) -> None:
+    with mo.exact(always=True):
+        problem = Third(name, **HOW[how])
+        torch.testing.assert_close(problem.third(), problem.numeric(), rtol=2e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    "name", ["layer norm", "batch norm1d transductive", "batch norm2d transductive", "instance norm1d"]
+)
+def test_torchs_kernels_are_still_wrong(name: str) -> None:
+    """The day this fails torch is mended, pytorch/pytorch#175754 and #186256: drop ``always``."""
+    problem = Third(name, "loop")
+    assert not torch.allclose(problem.third(), problem.numeric(), rtol=1e-4)
+
+
+def test_always_is_kept_in_the_backward_pass_of_what_is_computed_again() -> None:
+    x = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(4, dtype=torch.float64, requires_grad=True)
+    f = lambda x, w: F.layer_norm(x, (4,), w).sin().sum()
+
+    def third(g: Any) -> Tensor:
+        y = g(x, w)
+        for _ in range(2):
+            y = torch.autograd.grad(y, x, create_graph=True)[0].square().sum()
+        return torch.autograd.grad(y, x)[0]
+
+    with mo.exact(always=True):
+        expected = third(f)
+        outer = mo.exact.always_on()
+        found = third(lambda *a: mo.recompute(f, *a))
+    assert outer
+    assert not mo.exact.always_on()
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
