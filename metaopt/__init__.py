@@ -32,8 +32,8 @@ __all__ = [
     "map_tasks",
     "optim",
     "recompute",
-    "tasks",
     "root",
+    "tasks",
     "tree",
     "unroll",
 ]

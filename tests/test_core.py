@@ -27,9 +27,7 @@ def test_unroll_of_a_quadratic_has_its_closed_form(steps: int, memory: Any) -> N
     """θ_T = b + r^T(θ0−b); dθ_T/dθ0 = r^T; dθ_T/dα = −T·a·r^{T−1}(θ0−b), r = 1−αa."""
     a, b, alpha, theta = 0.7, 1.5, leaf(0.3), leaf(-2.0)
     opt = mo.optim.sgd()
-    out = mo.unroll(
-        quadratic(a, b), opt, theta, (), steps, opt.hparams._replace(lr=alpha), memory=memory
-    )
+    out = mo.unroll(quadratic(a, b), opt, theta, (), steps, opt.hparams._replace(lr=alpha), memory=memory)
     r, gap = 1 - 0.3 * a, -2.0 - b
     assert out.losses.shape == (steps,)
     assert out.params.item() == pytest.approx(b + r**steps * gap, rel=1e-12)
@@ -65,7 +63,9 @@ def test_batches_by_step_and_rates_by_step() -> None:
     opt = mo.optim.sgd()
     rates = torch.tensor([0.5, 0.25, 0.1], dtype=F64, requires_grad=True)
     hparams = opt.hparams._replace(lr=rates)
-    out = mo.unroll(lambda p, b: 0.5 * (p - b) ** 2, opt, leaf(0.0), batches, hparams=hparams, per_step_hparams=True)
+    out = mo.unroll(
+        lambda p, b: 0.5 * (p - b) ** 2, opt, leaf(0.0), batches, hparams=hparams, per_step_hparams=True
+    )
     p = 0.0
     for rate, b in zip([0.5, 0.25, 0.1], [1.0, 2.0, 3.0], strict=True):
         p = p - rate * (p - b)
@@ -192,8 +192,13 @@ BAD: list[tuple[str, Any, type[MetaoptError], str]] = [
     (
         "rates for other steps",
         lambda: mo.unroll(
-            quadratic(), mo.optim.sgd(), torch.ones(()), (), 3,
-            mo.optim.SGDHParams(lr=torch.ones(2)), per_step_hparams=True,
+            quadratic(),
+            mo.optim.sgd(),
+            torch.ones(()),
+            (),
+            3,
+            mo.optim.SGDHParams(lr=torch.ones(2)),
+            per_step_hparams=True,
         ),
         StructureError,
         r"unroll\(hparams\): expected 3 steps on axis 0, got 2 at lr",
