@@ -17,6 +17,7 @@ from torch import Tensor, nn
 import metaopt as mo
 
 LEAVES, REPETITIONS = 100, 60
+optim = torch.optim
 Tensors = list[Tensor]
 
 
@@ -82,7 +83,6 @@ def main() -> None:
         ps = [torch.randn(size, size) for _ in range(LEAVES)]
         gs = [torch.randn(size, size) for _ in range(LEAVES)]
         zeros = [torch.zeros_like(p) for p in ps]
-        optim = torch.optim
         table = {
             "sgd": {
                 "metaopt": ours(mo.optim.sgd(0.1, 0.9), ps, gs),
