@@ -5,6 +5,8 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+collect_ignore = ["optim/make_reference.py"]  # runs in an environment of its own, with jax
+
 
 @pytest.fixture(autouse=True)
 def _reproducible() -> Iterator[None]:

@@ -28,6 +28,7 @@ __all__ = [
     "SCALAR",
     "ZEROS",
     "Bounds",
+    "Start",
     "check_bounds",
     "check_type",
     "gradients_of",

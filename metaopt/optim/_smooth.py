@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["at_least", "clamp", "like", "norm", "root"]
+__all__ = ["at_least", "clamp", "like", "norm", "root", "trust_ratio"]
 
 
 def like(value: Any, x: Tensor) -> Tensor:
@@ -42,3 +42,10 @@ def norm(x: Tensor, dim: int | None = None) -> Tensor:
 def clamp(x: Tensor, low: Any, high: Any) -> Tensor:
     """min(max(x, low), high), where each bound is a number or a tensor."""
     return torch.minimum(at_least(x, low), like(high, x))
+
+
+def trust_ratio(p: Tensor, u: Tensor, coefficient: Any, eps: Any) -> Tensor:
+    """κ|p| / (|u| + ε), and 1 with slope 0 where one of the norms is 0."""
+    of_p, of_u = norm(p), norm(u)
+    dead = (of_p == 0) | (of_u == 0)
+    return torch.where(dead, 1.0, coefficient * of_p / torch.where(dead, 1.0, of_u + eps))

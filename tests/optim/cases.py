@@ -28,6 +28,7 @@ class Case(NamedTuple):
     matrices: bool = False
     warm: int = 2  # steps before derivatives are taken
     kinks: tuple[str, ...] = ()  # no derivative at the first step, where they sit on a kink
+    folds: tuple[str, ...] = ()  # a maximum is tied there, and has no second derivative
     couples_leaves: bool = False  # one update for all leaves together
     tol: float = 1e-12
 
@@ -222,6 +223,39 @@ CASES = [
         {"lr": 0.1, "weight_decay": 0.1, "momentum": 0.7, "ns_steps": 3, "ns_dtype": None},
         matrices=True,
     ),
+    # torch.optim lacks these: test_reference.py compares them with stored values.
+    Case("sign_sgd", o.sign_sgd, smooth={"lr": 0.1}),
+    Case("lion", o.lion, smooth={"lr": 0.1, "betas": (0.8, 0.9), "weight_decay": 0.1}),
+    Case(
+        "adan",
+        o.adan,
+        smooth={"lr": 0.1, "betas": (0.8, 0.7, 0.9), "eps": 1e-2, "weight_decay": 0.1, "eps_root": 1e-3},
+    ),
+    Case("lamb", o.lamb, smooth=adam_like | {"eps_root": 1e-3}),
+    Case(
+        "lars",
+        o.lars,
+        smooth={"lr": 0.5, "momentum": 0.8, "weight_decay": 0.1, "trust_coefficient": 0.1, "eps": 1e-2},
+    ),
+    Case(
+        "yogi",
+        o.yogi,
+        smooth={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-2, "initial_accumulator_value": 1e-2},
+    ),
+    Case("adabelief", o.adabelief, smooth={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-2, "eps_root": 1e-2}),
+    Case("novograd", o.novograd, smooth=adam_like | {"betas": (0.8, 0.3), "eps_root": 1e-3}),
+    Case("sm3", o.sm3, smooth={"lr": 0.1, "momentum": 0.8, "beta2": 0.9, "eps": 1e-2}, folds=("state",)),
+    Case(
+        "schedule_free_sgd",
+        o.schedule_free_sgd,
+        smooth={"lr": 0.1, "beta": 0.8, "weight_decay": 0.1},
+        folds=("lr", "state"),
+    ),
+    Case("schedule_free_adamw", o.schedule_free_adamw, smooth=adam_like, folds=("lr", "state")),
+    Case("proximal_sgd", o.proximal_sgd, smooth={"lr": 0.1, "l1": 0.05, "l2": 0.1}),
+    Case("mirror_descent", o.mirror_descent, smooth={"lr": 0.1}),
+    Case("preconditioned_sgd", o.preconditioned_sgd, smooth={"lr": 0.1}),
+    Case("lbfgs", o.lbfgs, smooth={"lr": 0.5, "history_size": 3}, couples_leaves=True),
 ]
 
 sch = o.schedule

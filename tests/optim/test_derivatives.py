@@ -89,7 +89,10 @@ FLAT = {("adagrad", "initial_accumulator_value"), ("exponential", "inner.momentu
 }
 
 
-@pytest.mark.parametrize(("case", "wrt", "warm"), ROWS)
+@pytest.mark.parametrize(
+    ("case", "wrt", "warm"),
+    [row for row in ROWS if not (row.values[2] and row.values[1] in row.values[0].folds)],
+)
 def test_gradgradcheck(case: Case, wrt: str, warm: int) -> None:
     step, inputs = closed_over(case, wrt, warm)
     first = [
