@@ -4,7 +4,8 @@ from metaopt import errors, optim, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
-from metaopt.exact import exact
+from metaopt.doctor import doctor
+from metaopt.exact import exact, seeded
 from metaopt.functional import functional
 from metaopt.recompute import recompute
 from metaopt.step import inner_step
@@ -20,6 +21,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "choose",
+    "doctor",
     "errors",
     "exact",
     "functional",
@@ -28,6 +30,7 @@ __all__ = [
     "map_tasks",
     "optim",
     "recompute",
+    "seeded",
     "tree",
     "unroll",
 ]
