@@ -150,8 +150,8 @@ def captured(function: Callable[..., Any]) -> list[str]:
     """The names by which a function captured tensors that need a gradient.
 
     >>> w = torch.ones((), requires_grad=True)
-    >>> captured(lambda x: w * x)
-    ['w']
+    >>> captured(functools.partial(torch.mul, w))
+    ['a partial argument']
     """
     return [name for name, tensor in _closure(function, set()) if tensor.requires_grad]
 
