@@ -64,6 +64,10 @@ def _mapped(always: bool, args: Any, kwargs: Any) -> bool:
     return mapped()
 
 
+def _func(always: bool, args: Any, kwargs: Any) -> bool:
+    return transformed()
+
+
 def _embed(always: bool, args: Any, kwargs: Any) -> bool:
     return (
         len(args) > 2
@@ -97,6 +101,7 @@ _TABLE: dict[Callable[..., Any], Rewrite] = {
     F.embedding: Rewrite(embedding, _embed, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
     F.bilinear: Rewrite(bilinear, _mapped, "no batching rule"),
+    torch._pack_padded_sequence: Rewrite(_recurrent.refuse_packing, _func, ""),
     F.rrelu: Rewrite(_dropout.rrelu, _rrelu, "no batching rule"),
 }
 _TABLE |= {
