@@ -4,7 +4,8 @@ from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
-from metaopt.exact import exact
+from metaopt.doctor import doctor
+from metaopt.exact import exact, seeded
 from metaopt.functional import functional
 from metaopt.recompute import recompute
 from metaopt.root import fixed_point, root
@@ -21,6 +22,7 @@ __all__ = [
     "Unrolled",
     "__version__",
     "choose",
+    "doctor",
     "errors",
     "exact",
     "fixed_point",
@@ -33,6 +35,7 @@ __all__ = [
     "optim",
     "recompute",
     "root",
+    "seeded",
     "tasks",
     "tree",
     "unroll",

@@ -20,7 +20,7 @@ from metaopt import tree
 from metaopt.errors import CaptureError
 from metaopt.exact import current_draws, exact, seeded
 
-__all__ = ["check_captured", "recompute"]
+__all__ = ["captured", "check_captured", "recompute"]
 
 _SLOT = object()  # where a tensor goes among the static arguments
 
@@ -146,12 +146,21 @@ def _filled(cell: Any) -> bool:
     return True
 
 
+def captured(function: Callable[..., Any]) -> list[str]:
+    """The names by which a function captured tensors that need a gradient.
+
+    >>> w = torch.ones((), requires_grad=True)
+    >>> captured(functools.partial(torch.mul, w))
+    ['a partial argument']
+    """
+    return [name for name, tensor in _closure(function, set()) if tensor.requires_grad]
+
+
 def check_captured(where: str, *functions: Callable[..., Any]) -> None:
     """Raise `CaptureError` if one of the functions captured a tensor that needs a gradient."""
     for function in functions:
-        for name, tensor in _closure(function, set()):
-            if tensor.requires_grad:
-                raise _captured(where, f"`{name}`")
+        for name in captured(function):
+            raise _captured(where, f"`{name}`")
 
 
 def recompute(f: Callable[..., Any], *args: Any) -> Any:

@@ -119,6 +119,10 @@ def multi_head_attention_forward(
         k, v = (torch.cat([x, x.new_zeros(*x.shape[:2], 1, x.shape[3])], 2) for x in (k, v))
         padded += 1
     scores = q @ k.mT / math.sqrt(q.shape[-1])
+    if is_causal and key_padding_mask is None and not need_weights:  # torch drops the mask for the hint
+        attn_mask = None
+        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        scores = scores.masked_fill(later, -math.inf)
     if attn_mask is not None:
         mask = torch.nn.functional.pad(_additive(attn_mask, scores), (0, padded))
         scores = scores + (mask if mask.ndim == 2 else mask.unflatten(0, (examples, num_heads)))

@@ -64,6 +64,18 @@ def _mapped(always: bool, args: Any, kwargs: Any) -> bool:
     return mapped()
 
 
+def _func(always: bool, args: Any, kwargs: Any) -> bool:
+    return transformed()
+
+
+def _embed(always: bool, args: Any, kwargs: Any) -> bool:
+    return (
+        len(args) > 2
+        or kwargs.get("padding_idx") is not None
+        or any(kwargs.get(name) for name in ("max_norm", "scale_grad_by_freq", "sparse"))
+    )
+
+
 def _out(always: bool, args: Any, kwargs: Any) -> bool:
     return kwargs.get("out") is not None
 
@@ -86,9 +98,10 @@ _TABLE: dict[Callable[..., Any], Rewrite] = {
     torch.batch_norm: Rewrite(_aten(_norms.batch_norm), _aten_norm, _KERNEL),
     torch.instance_norm: Rewrite(_aten(_norms.instance_norm), _aten_norm, _KERNEL),
     F.normalize: Rewrite(_norms.normalize, _out, "out= writes to buffers and has no batching rule"),
-    F.embedding: Rewrite(embedding, _every, "padding_idx is wrong under vmap"),
+    F.embedding: Rewrite(embedding, _embed, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
     F.bilinear: Rewrite(bilinear, _mapped, "no batching rule"),
+    torch._pack_padded_sequence: Rewrite(_recurrent.refuse_packing, _func, ""),
     F.rrelu: Rewrite(_dropout.rrelu, _rrelu, "no batching rule"),
 }
 _TABLE |= {

@@ -22,6 +22,17 @@ Carry = tuple[Tensor, ...]
 Gates = Callable[[Tensor, Tensor, Carry], Carry]  # (gates of x, gates of h, carry) -> carry
 
 
+def refuse_packing(*_: Any, **__: Any) -> Any:
+    """Packing reads memory that torch.func's tensors do not show, and lengths that differ by task."""
+    raise VmapError(
+        "inner_step(pack_padded_sequence)",
+        "a padded batch",
+        "a PackedSequence",
+        at=calling_module() or "the loss",
+        remedy="Pass the padded tensor, and mask the loss.",
+    )
+
+
 def _rnn(act: Callable[[Tensor], Tensor]) -> Gates:
     """h' = act(x̂ + ĥ)."""
     return lambda xs, hs, carry: (act(xs + hs),)
@@ -78,14 +89,8 @@ def _layers(gates: Gates) -> Callable[..., tuple[Tensor, ...]]:
         bidirectional: bool,
         batch_first: bool = False,
     ) -> tuple[Tensor, ...]:
-        if isinstance(hx, Tensor) and not hx.is_floating_point():
-            raise VmapError(
-                "vmap(recurrent)",
-                "a padded batch",
-                "a PackedSequence",
-                at=calling_module() or "a functional call",
-                remedy="Pass the padded tensor and mask the loss, or map_tasks(how='loop').",
-            )
+        if isinstance(hx, Tensor) and not hx.is_floating_point():  # the batch sizes of a PackedSequence
+            refuse_packing()
         state = (hx,) if isinstance(hx, Tensor) else tuple(hx)
         xs = input.transpose(0, 1) if batch_first else input
         directions = 2 if bidirectional else 1
