@@ -6,6 +6,7 @@ from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
 from metaopt.exact import exact
 from metaopt.functional import functional
+from metaopt.memory import Binomial, Offload
 from metaopt.recompute import recompute
 from metaopt.root import fixed_point, root
 from metaopt.step import inner_step
@@ -13,10 +14,12 @@ from metaopt.types import Episode, Hypergrad, LossFn, Meta, Optimizer, Unrolled
 from metaopt.unroll import unroll
 
 __all__ = [
+    "Binomial",
     "Episode",
     "Hypergrad",
     "LossFn",
     "Meta",
+    "Offload",
     "Optimizer",
     "Unrolled",
     "__version__",
