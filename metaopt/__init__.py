@@ -6,6 +6,7 @@ from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
 from metaopt.exact import exact
 from metaopt.functional import functional
+from metaopt.hypergrad import audit, plan
 from metaopt.memory import Binomial, Offload
 from metaopt.recompute import recompute
 from metaopt.root import fixed_point, root
@@ -23,6 +24,7 @@ __all__ = [
     "Optimizer",
     "Unrolled",
     "__version__",
+    "audit",
     "choose",
     "errors",
     "exact",
@@ -34,6 +36,7 @@ __all__ = [
     "maml",
     "map_tasks",
     "optim",
+    "plan",
     "recompute",
     "root",
     "tree",

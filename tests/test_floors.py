@@ -13,7 +13,7 @@ ROOT = Path(metaopt.__file__).parent
 FLOORS = {
     0: ["errors", "_version"],
     1: ["tree", "types", "exact", "peek"],
-    2: ["optim", "tasks", "functional", "recompute"],
+    2: ["peak", "optim", "tasks", "functional", "recompute"],
     3: ["step", "linsolve", "revolve"],
     4: ["memory", "batch", "root"],
     5: ["unroll"],
