@@ -2,6 +2,8 @@
 
     python -m benchmarks.memory [--steps 200] [--growth 10 100 1000 10000] [--picture memory.png]
 
+The environment variable POINTS sets the size of the inner batch (100).
+
 Rows: plain autograd through an unroll written by hand on torch.func, and ours with each memory strategy.
 Every figure comes from a process of its own. Peak: bytes alive at once, counted storage by storage
 (`metaopt.peak`; within 0.1 % of torch.profiler's allocator events here), and how far the process's
@@ -12,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import resource
 import statistics
@@ -34,9 +37,11 @@ STRATEGIES: dict[str, Any] = {
     "binomial 16": mo.Binomial(16),
 }
 
+POINTS = int(os.environ.get("POINTS", "100"))  # of the inner batch
+
 
 def net(p: Any, batch: Any) -> Any:
-    """MLP 1-40-40-1 on 100 points."""
+    """MLP 1-40-40-1."""
     x, y = batch
     h = torch.tanh(torch.tanh(x @ p["w1"] + p["b1"]) @ p["w2"] + p["b2"])
     return ((h @ p["w3"] + p["b3"] - y) ** 2).mean()
@@ -46,7 +51,7 @@ def data() -> tuple[dict[str, torch.Tensor], Any]:
     g = torch.Generator().manual_seed(0)
     shapes = {"w1": (1, 40), "b1": (40,), "w2": (40, 40), "b2": (40,), "w3": (40, 1), "b3": (1,)}
     params = {k: 0.3 * torch.randn(s, generator=g) for k, s in shapes.items()}
-    x = torch.randn(100, 1, generator=g)
+    x = torch.randn(POINTS, 1, generator=g)
     return params, (x, torch.sin(3 * x))
 
 
@@ -162,7 +167,7 @@ def main() -> None:
         return
     torch.set_num_threads(1)
     print(
-        f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}, torch {torch.__version__}"
+        platform.machine(), platform.system(), "Python", platform.python_version(), "torch", torch.__version__
     )
     table(args.steps, args.repetitions)
     if args.growth:
