@@ -7,6 +7,8 @@ from metaopt.batch import choose, map_tasks
 from metaopt.doctor import doctor
 from metaopt.exact import exact, seeded
 from metaopt.functional import functional
+from metaopt.hypergrad import audit, plan
+from metaopt.memory import Binomial, Offload
 from metaopt.recompute import recompute
 from metaopt.root import fixed_point, root
 from metaopt.step import inner_step
@@ -14,13 +16,16 @@ from metaopt.types import Episode, Hypergrad, LossFn, Meta, Optimizer, Unrolled
 from metaopt.unroll import unroll
 
 __all__ = [
+    "Binomial",
     "Episode",
     "Hypergrad",
     "LossFn",
     "Meta",
+    "Offload",
     "Optimizer",
     "Unrolled",
     "__version__",
+    "audit",
     "choose",
     "doctor",
     "errors",
@@ -33,6 +38,7 @@ __all__ = [
     "maml",
     "map_tasks",
     "optim",
+    "plan",
     "recompute",
     "root",
     "seeded",

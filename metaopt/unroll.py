@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
-from metaopt.recompute import check_captured, recompute
+from metaopt.memory import Memory, check_memory, run
+from metaopt.recompute import check_captured
 from metaopt.step import Order, inner_step
 from metaopt.types import LossFn, Optimizer, Unrolled
 
 __all__ = ["Memory", "unroll"]
-
-Memory = Literal["all", "sqrt"] | int
 
 
 def unroll(
@@ -51,13 +49,16 @@ def unroll(
           order: 2, or 1 to take every inner gradient for a constant (first-order MAML).
           buffers: threaded through the steps, as in `inner_step`: the loss takes and returns them.
           memory: "all" keeps every step for the backward pass; an integer K keeps one carry every K
-              steps and computes the steps between again; "sqrt" is K = ⌈√J⌉. The gradient is the same.
+              steps and computes the steps between again; "sqrt" is K = ⌈√J⌉; `Offload` keeps the
+              carries on the CPU; `Binomial` keeps a given number of them. The gradient is the same.
     Returns: Unrolled(params, state, losses [J], buffers), each loss taken before its step.
     Raises: ArgumentError, StructureError; CaptureError where steps are computed again and the loss
             captured a tensor that needs a gradient.
     Cost: J forward and backward passes. Memory O(J) graphs of a step with "all", O(J/K) carries and
-          O(K) graphs otherwise, for one forward pass more.
-    Source: Maclaurin et al. 2015, arXiv:1502.03492; Chen et al. 2016, arXiv:1604.06174, for "sqrt".
+          O(K) graphs with K, for one forward pass more; `Binomial`: its slots and one graph, for t
+          forward passes more.
+    Source: Maclaurin et al. 2015, arXiv:1502.03492; Chen et al. 2016, arXiv:1604.06174, for "sqrt";
+            Griewank & Walther 2000 for `Binomial`.
 
     >>> import metaopt as mo
     >>> theta = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
@@ -73,13 +74,17 @@ def unroll(
     if num_steps is None:
         remedy = "Pass num_steps=... to repeat one batch."
         num_steps = tree.axis_size("unroll(batch)", batch, noun="steps", remedy=remedy)
-    length = _block_length(num_steps, memory)
-    if length < num_steps or memory != "all":
+    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
+        raise ArgumentError("unroll(num_steps)", "an integer >= 0", repr(num_steps))
+    check_memory(memory)
+    if memory != "all":
         check_captured("unroll(loss_fn)", loss_fn)
     if per_step_hparams:
         _check_steps(hparams, num_steps)
 
-    def block(params: Any, state: Any, kept: Any, batch: Any, hparams: Any, phi: Any, steps: range) -> Any:
+    def block(carry: Any, rest: Any, steps: range) -> Any:
+        params, state, kept = carry
+        batch, hparams, phi = rest
         losses = []
         for j in steps:
             step_batch = tree.index(batch, j) if stepped else batch
@@ -89,30 +94,13 @@ def unroll(
             )
             kept = moved[0] if moved else None
             losses.append(loss)
-        return params, state, kept, losses
+        return (params, state, kept), torch.stack(losses)
 
-    losses: list[Any] = []
-    for start in range(0, num_steps, length):
-        steps = range(start, min(start + length, num_steps))
-        if memory == "all":
-            params, state, buffers, some = block(params, state, buffers, batch, hparams, phi, steps)
-        else:
-            carry = (params, state, buffers)
-            params, state, buffers, some = recompute(block, *carry, batch, hparams, phi, steps)
-        losses += some
-    return Unrolled(params, state, torch.stack(losses) if losses else torch.zeros(0), buffers)
-
-
-def _block_length(num_steps: int, memory: Memory) -> int:
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ArgumentError("unroll(num_steps)", "an integer >= 0", repr(num_steps))
-    if memory == "all":
-        return max(num_steps, 1)
-    if memory == "sqrt":
-        return max(math.isqrt(max(num_steps - 1, 0)) + 1, 1)
-    if isinstance(memory, bool) or not isinstance(memory, int) or memory < 1:
-        raise ArgumentError("unroll(memory)", "'all', 'sqrt' or an integer >= 1", repr(memory))
-    return memory
+    carry = (params, state, buffers)
+    if num_steps == 0:
+        return Unrolled(params, state, torch.zeros(0), buffers)
+    (params, state, buffers), losses = run(block, carry, (batch, hparams, phi), num_steps, memory)
+    return Unrolled(params, state, torch.cat(losses), buffers)
 
 
 def _of_step(hparams: Any, j: int) -> Any:

@@ -13,14 +13,15 @@ ROOT = Path(metaopt.__file__).parent
 FLOORS = {
     0: ["errors", "_version"],
     1: ["tree", "types", "exact", "peek"],
-    2: ["optim", "tasks", "functional", "recompute"],
-    3: ["step", "linsolve"],
-    4: ["unroll", "batch", "root"],
-    5: ["hypergrad"],
-    6: ["algorithms"],
-    7: ["stateful", "doctor", "plot"],
-    8: ["train"],
-    9: ["__main__", "__init__"],
+    2: ["peak", "optim", "tasks", "functional", "recompute"],
+    3: ["step", "linsolve", "revolve"],
+    4: ["memory", "batch", "root"],
+    5: ["unroll"],
+    6: ["hypergrad"],
+    7: ["algorithms"],
+    8: ["stateful", "doctor", "plot"],
+    9: ["train"],
+    10: ["__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))

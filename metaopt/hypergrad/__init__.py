@@ -1,5 +1,6 @@
 """Hypergradients: ``estimator(problem, phi, ...) -> Hypergrad(grad, value, aux)``, chosen by one word."""
 
+from metaopt.hypergrad._audit import Audit, Audited, audit
 from metaopt.hypergrad._es import Sampled, es, es_antithetic, noise
 from metaopt.hypergrad._first_order import first_order
 from metaopt.hypergrad._forward import forward
@@ -7,17 +8,23 @@ from metaopt.hypergrad._implicit import Implicit, fixed_point, implicit
 from metaopt.hypergrad._mixed import mixed
 from metaopt.hypergrad._nested import nested
 from metaopt.hypergrad._pes import Particles, Windows, es_single, pes, truncated_es
+from metaopt.hypergrad._plan import Plan, Strategy, plan
 from metaopt.hypergrad._problem import Problem, Rollout
 from metaopt.hypergrad._truncated import one_step, truncated
 from metaopt.hypergrad._unrolled import unrolled
 
 __all__ = [
+    "Audit",
+    "Audited",
     "Implicit",
     "Particles",
+    "Plan",
     "Problem",
     "Rollout",
     "Sampled",
+    "Strategy",
     "Windows",
+    "audit",
     "es",
     "es_antithetic",
     "es_single",
@@ -30,6 +37,7 @@ __all__ = [
     "noise",
     "one_step",
     "pes",
+    "plan",
     "truncated",
     "truncated_es",
     "unrolled",

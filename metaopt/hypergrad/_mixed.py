@@ -25,7 +25,8 @@ def mixed(problem: Problem, phi: Any) -> Hypergrad:
         G = ∇_θ ℓ(θ, φ);   its VJP along ḡ is the JVP of ∇_{θ,φ} ℓ along (ḡ, 0):  (H_θθ ḡ, H_φθ ḡ)
 
     by the symmetry of the second derivative. Where an operation of the loss has no forward derivative
-    of its gradient, the same products are taken in reverse.
+    of its gradient, the same products are taken in reverse. A zero gradient is not told from a loss
+    parameter that the inner loss does not use.
 
     Args: problem, phi: as in `unrolled`.
     Returns: as `unrolled`.

@@ -141,7 +141,7 @@ def rollout(
     shares, losses = [], []
     for end in stops(problem, start, stop):
         batch, num_steps, hparams = segment(problem, meta.hparams, start, end)
-        params, state, some = unroll(
+        params, state, some, _ = unroll(
             problem.loss_fn,
             problem.opt,
             params,
