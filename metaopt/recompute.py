@@ -66,7 +66,11 @@ class _Recomputed(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         index = [i for i, t in enumerate(tangents) if t is not None]
         f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
-        found = iter(torch.func.jvp(f, moving, tuple(tangents[i] for i in index))[1])
+        # The transpose of the transpose: torch nests no forward mode in the one that called us.
+        outputs, vjp = torch.func.vjp(f, *moving)
+        directions = tuple(tangents[i] for i in index)
+        transposed = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))[1]
+        found = iter(transposed(directions)[0])
         return tuple(next(found) if on else None for on in ctx.moving)
 
 
