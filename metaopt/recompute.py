@@ -67,7 +67,8 @@ class _Recomputed(torch.autograd.Function):
         index = [i for i, t in enumerate(tangents) if t is not None]
         f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
         # The transpose of the transpose: torch nests no forward mode in the one that called us.
-        outputs, vjp = torch.func.vjp(f, *moving)
+        forward: Any = torch.func.vjp(f, *moving)
+        outputs, vjp = forward
         directions = tuple(tangents[i] for i in index)
         transposed = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))[1]
         found = iter(transposed(directions)[0])

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, CheckpointError
+from metaopt.errors import CheckpointError
 from metaopt.train._config import Config
 
 __all__ = ["Checkpoint", "load", "restore", "save", "write_atomically"]
@@ -42,8 +42,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     os.replace(part, path)
 
 
-def _digest(config: dict[str, Any], step: int, leaves: dict[str, Any]) -> str:
-    sha = hashlib.sha256(json.dumps([config, step], sort_keys=True).encode())
+def _digest(config: str, step: int, leaves: dict[str, Any]) -> str:
+    sha = hashlib.sha256(f"{config} {step}".encode())
     for path, leaf in leaves.items():
         sha.update(path.encode())
         if isinstance(leaf, Tensor):
@@ -65,7 +65,9 @@ def save(path: Path, config: Config, step: int, state: Any) -> None:
         name: leaf.detach().cpu().clone() if isinstance(leaf, Tensor) else leaf
         for name, leaf in zip(tree.paths(state), tree.leaves(state), strict=True)
     }
-    described = dataclasses.asdict(config)
+    # One string, not a dict: pickle shares equal strings by identity, and so a resumed run's bytes
+    # would tell it from one that never stopped.
+    described = json.dumps(dataclasses.asdict(config), sort_keys=True)
     buffer = io.BytesIO()
     content = {"format": _FORMAT, "config": described, "step": step, "leaves": leaves}
     torch.save(content | {"sha256": _digest(described, step, leaves)}, buffer)
@@ -104,8 +106,8 @@ def load(path: Path) -> Checkpoint:
             remedy="Start again, or resume from a copy.",
         )
     try:
-        return Checkpoint(Config(**config), step, leaves)
-    except (TypeError, ArgumentError) as error:
+        return Checkpoint(Config(**json.loads(config)), step, leaves)
+    except (TypeError, ValueError) as error:
         raise CheckpointError(where, "options of this version", str(error), at=str(path)) from error
 
 

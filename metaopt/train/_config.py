@@ -34,7 +34,7 @@ class Config:
         default="cosine", metadata={"help": "of the outer step sizes: cosine or constant"}
     )
     clip: float = dataclasses.field(
-        default=10.0, metadata={"help": "largest norm of the meta-gradient; 0: any"}
+        default=1.0, metadata={"help": "largest norm of the meta-gradient; 0: any"}
     )
     first_order: bool = dataclasses.field(
         default=False, metadata={"help": "take inner gradients for constants (first-order MAML)"}
@@ -80,9 +80,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "inner_lr": 0.03,
         "learn_lr": "step",
         "meta_batch": 25,
-        "meta_lr": 1e-3,
-        "lr_lr": 3e-4,
-        "iterations": 8000,
+        "meta_lr": 3e-3,
+        "lr_lr": 5e-4,
+        "iterations": 5000,
         "width": 40,
     },
     "omniglot": {
@@ -94,7 +94,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "meta_batch": 4,
         "meta_lr": 3e-3,
         "lr_lr": 1e-2,
-        "iterations": 8000,
+        "iterations": 10000,
         "width": 32,
     },
 }
