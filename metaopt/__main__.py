@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from metaopt import plot, tasks, train
+from metaopt import plot, train
 from metaopt._version import version
 from metaopt.errors import ArgumentError, CheckpointError, MetaoptError
 
@@ -95,10 +95,8 @@ def _train(options: argparse.Namespace) -> int:
     if not options.no_pictures:
         plot.figure()  # a missing extra is told before the work, not after it
     config = _config(options)
-    if getattr(options, "download", False):
-        tasks.omniglot(config.data, config.split, "train", download=True)
     _use_threads(config)
-    problem = train.make_problem(config)
+    problem = train.make_problem(config, download=getattr(options, "download", False))
     print(f"{config.problem}: {problem.note}", flush=True)
     run, step = train.train(
         config, problem, options.out, resume=options.resume, checkpoint_every=options.checkpoint_every

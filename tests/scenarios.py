@@ -261,9 +261,9 @@ EXACT: list[Callable[[], Scenario]] = [
 ]
 
 
-def close(got: Any, want: Any, tol: float = 1e-12) -> None:
+def assert_close(got: Any, want: Any, tol: float = 1e-12) -> None:
     """Assert that two trees agree entry by entry, relative to the larger of 1 and the truth."""
-    mo.tree.check_same("close(got)", got, want)
+    mo.tree.check_same("assert_close(got)", got, want)
     for path, x, y in zip(mo.tree.paths(want), mo.tree.leaves(got), mo.tree.leaves(want), strict=True):
         y = torch.as_tensor(y, dtype=DOUBLE)
         error = (x.to(DOUBLE) - y).abs().max() / y.abs().max().clamp_min(1.0)

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import scenarios
 import torch
-from scenarios import close, f64
+from scenarios import assert_close, f64
 
 import metaopt as mo
 from metaopt.errors import ArgumentError, CaptureError
@@ -51,7 +51,7 @@ def test_the_gradient_is_the_same(memory: Any, mapped: bool) -> None:
         else:
             value = fn(phi, batches[0])
         results.append((value.detach(), torch.autograd.grad(value, leaves)))
-    close(results[1], results[0])
+    assert_close(results[1], results[0])
 
 
 @every
@@ -72,7 +72,7 @@ def test_the_second_derivative_is_the_same(memory: Any) -> None:
             )
         )
     )(f64(0.3))
-    close(slope(memory), slope("all"))
+    assert_close(slope(memory), slope("all"))
 
 
 def test_binomial_holds_no_more_carries_than_slots() -> None:
@@ -89,7 +89,7 @@ def test_binomial_holds_no_more_carries_than_slots() -> None:
         assert len(calls) == num_steps
         out.params.sum().backward()
         assert len(calls) <= num_steps * (repetitions(num_steps, slots) + 2)
-        close(theta.grad, torch.full((1,), 0.9**num_steps, dtype=torch.float64))
+        assert_close(theta.grad, torch.full((1,), 0.9**num_steps, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("memory", ["some", 0, True, 1.5, None, mo.Binomial(0), mo.Offload(0)])
@@ -116,4 +116,4 @@ def test_random_draws_are_repeated_as_they_fell() -> None:
         (slope,) = torch.autograd.grad(out.params.sum(), theta)
         grads.append((slope, out.losses.detach()))
     for g in grads[1:]:
-        close(g, grads[0])
+        assert_close(g, grads[0])

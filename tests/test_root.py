@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scenarios
 import torch
-from scenarios import close, f64
+from scenarios import assert_close, f64
 
 import metaopt as mo
 from metaopt.errors import CaptureError, DivergenceError, StructureError
@@ -39,7 +39,7 @@ INPUTS = (scenarios.vector(12, 1).reshape(4, 3), scenarios.vector(4, 2), f64(0.5
 def test_the_derivative_is_that_of_the_closed_form() -> None:
     for mode in (torch.func.jacrev, torch.func.jacfwd):
         got = mode(lambda *a: ridge(None, *a), (0, 1, 2))(*INPUTS)
-        close(got, torch.func.jacrev(closed, (0, 1, 2))(*INPUTS), 1e-11)
+        assert_close(got, torch.func.jacrev(closed, (0, 1, 2))(*INPUTS), 1e-11)
     inputs = tuple(x.clone().requires_grad_() for x in INPUTS)
     assert torch.autograd.gradcheck(lambda *a: ridge(None, *a), inputs)
     assert torch.autograd.gradgradcheck(lambda *a: ridge(None, *a), inputs)
@@ -49,9 +49,9 @@ def test_a_black_box_is_run_task_by_task_under_vmap() -> None:
     decays = f64([0.1, 0.5, 2.0])
     fn = torch.func.grad(lambda d: ridge(None, *INPUTS[:2], d).sum())
     want = torch.stack([fn(d) for d in decays])
-    close(torch.vmap(fn)(decays), want)
+    assert_close(torch.vmap(fn)(decays), want)
     mapped = torch.vmap(lambda d: ridge(None, *INPUTS[:2], d))(decays.requires_grad_())
-    close(torch.autograd.grad(mapped.sum(), decays)[0], want)
+    assert_close(torch.autograd.grad(mapped.sum(), decays)[0], want)
 
 
 def test_a_solver_made_of_torch_is_mapped() -> None:
@@ -64,7 +64,7 @@ def test_a_solver_made_of_torch_is_mapped() -> None:
 
     decays = f64([0.1, 0.5, 2.0])
     slope = torch.vmap(torch.func.grad(lambda d: solver(None, *INPUTS[:2], d).sum()))(decays)
-    close(slope, torch.vmap(torch.func.grad(lambda d: closed(*INPUTS[:2], d).sum()))(decays))
+    assert_close(slope, torch.vmap(torch.func.grad(lambda d: closed(*INPUTS[:2], d).sum()))(decays))
     assert len(calls) == 1
 
 
@@ -82,7 +82,7 @@ def test_a_fixed_point_of_trees() -> None:
     x = iterate({"x": f64(0.5)}, a)["x"]
     (slope,) = torch.autograd.grad(x, a)
     s = torch.sin(a * x).detach()
-    close(slope, -x.detach() * s / (1 + a.detach() * s))
+    assert_close(slope, -x.detach() * s / (1 + a.detach() * s))
 
 
 def test_bad_input() -> None:

@@ -66,8 +66,12 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def make_problem(config: Config) -> Problem:
-    """Build the problem that a configuration describes; the model's weights come from its seed."""
+def make_problem(config: Config, *, download: bool = False) -> Problem:
+    """Build the problem that a configuration describes; the model's weights come from its seed.
+
+    Args: download: fetch Omniglot's archives into ``config.data`` where they are missing.
+    Raises: ArgumentError for a device that is not there, or Omniglot without a folder; DataError.
+    """
     on: dict[str, Any] = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
     with torch.random.fork_rng():
         torch.manual_seed(config.seed)
@@ -99,7 +103,7 @@ def make_problem(config: Config) -> Problem:
             remedy="Pass --data FOLDER; --download fetches the authors' archives into it.",
         )
     shape: dict[str, Any] = {"way": config.way, "shot": config.shot, "query": config.query}
-    train = tasks.omniglot(config.data, config.split, "train", **shape, **on)
-    test = tasks.omniglot(config.data, config.split, "test", **shape, **on)
+    train = tasks.omniglot(config.data, config.split, "train", **shape, **on, download=download)
+    test = tasks.omniglot(config.data, config.split, "test", **shape, **on, download=download)
     note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
     return Problem(train, test, apply, params, cross_entropy, accuracy, "accuracy", note)

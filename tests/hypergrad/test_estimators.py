@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import scenarios
 import torch
-from scenarios import EXACT, close
+from scenarios import EXACT, assert_close
 
 import metaopt as mo
 from metaopt import hypergrad as hg
@@ -29,18 +29,18 @@ exact_estimators = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids
 def test_closed_forms(estimator: Any, make: Any) -> None:
     scenario = make()
     result = estimator(scenario.problem, scenario.phi)
-    close(result.grad, scenario.truth)
+    assert_close(result.grad, scenario.truth)
     assert result.aux.losses.shape == (scenario.problem.num_steps,)
 
 
 def test_momentum_over_two_steps_is_known_by_hand() -> None:
     scenario = scenarios.momentum_of_scalar(2)
-    close(hg.unrolled(scenario.problem, scenario.phi).grad.hparams.momentum, -0.3 * 1.2 * 2.0)
+    assert_close(hg.unrolled(scenario.problem, scenario.phi).grad.hparams.momentum, -0.3 * 1.2 * 2.0)
 
 
 def test_first_order_is_fomaml() -> None:
     scenario = scenarios.fomaml()
-    close(hg.first_order(scenario.problem, scenario.phi).grad, scenario.truth)
+    assert_close(hg.first_order(scenario.problem, scenario.phi).grad, scenario.truth)
 
 
 @exact_estimators
@@ -62,7 +62,7 @@ def test_all_parts_of_phi_agree_with_finite_differences(estimator: Any) -> None:
                 [(value(i, k, 1e-6) - value(i, k, -1e-6)) / 2e-6 for k in range(leaf.numel())]
             )
             assert (slope - g.reshape(-1)).abs().max() < 1e-7
-    close(grad, hg.unrolled(scenario.problem, scenario.phi).grad)
+    assert_close(grad, hg.unrolled(scenario.problem, scenario.phi).grad)
 
 
 def many(tasks: int = 3) -> tuple[Any, Any, Any]:
@@ -85,14 +85,14 @@ def test_tasks_mapped_equal_tasks_looped(estimator: Any, chunk_size: int | None)
     mapped = mo.map_tasks(estimate, how="vmap", chunk_size=chunk_size)(phi, batches)
     for t in range(3):
         single = estimate(phi, mo.tree.index(batches, t))
-        close(mo.tree.index(mapped, t), single)
+        assert_close(mo.tree.index(mapped, t), single)
 
 
 @pytest.mark.parametrize("estimator", [hg.unrolled, hg.forward, hg.mixed], ids=lambda f: f.__name__)
 def test_an_estimate_compiles(estimator: Any) -> None:
     scenario = scenarios.everything(steps=2)
     compiled = torch.compile(lambda phi: estimator(scenario.problem, phi).grad, backend="aot_eager")
-    close(compiled(scenario.phi), estimator(scenario.problem, scenario.phi).grad)
+    assert_close(compiled(scenario.phi), estimator(scenario.problem, scenario.phi).grad)
 
 
 @exact_estimators
@@ -102,7 +102,7 @@ def test_an_estimate_can_be_differentiated_again(estimator: Any) -> None:
     phi = scenario.phi._replace(hparams=scenario.phi.hparams._replace(lr=alpha))
     (second,) = torch.autograd.grad(estimator(scenario.problem, phi).grad.hparams.lr, alpha)
     a, b = scenario.problem.batch
-    close(second, 3 * 2 * a**2 * (1 - alpha.detach() * a) * (2.0 - b))
+    assert_close(second, 3 * 2 * a**2 * (1 - alpha.detach() * a) * (2.0 - b))
 
 
 def test_the_outer_loss_along_the_way() -> None:
@@ -112,7 +112,7 @@ def test_the_outer_loss_along_the_way() -> None:
     parts = [hg.unrolled(scenarios.everything(j).problem, long.phi).grad for j in (2, 4, 6)]
     mean = mo.tree.map(lambda *g: torch.stack(g).mean(0), *parts)
     for estimator in ESTIMATORS.values():
-        close(estimator(problem, long.phi).grad, mean)
+        assert_close(estimator(problem, long.phi).grad, mean)
 
 
 def test_steps_with_their_own_batch_and_rate() -> None:
@@ -132,9 +132,9 @@ def test_steps_with_their_own_batch_and_rate() -> None:
     phi = mo.Meta(None, opt.hparams)
     want = hg.unrolled(problem, phi).grad
     for estimator in (hg.mixed, hg.forward, lambda p, f: hg.truncated(p, f, last=3)):
-        close(estimator(problem, phi).grad, want)
+        assert_close(estimator(problem, phi).grad, want)
     tail = hg.truncated(problem, phi, last=1).grad.hparams.lr
-    close(tail, torch.stack([rates[0] * 0, rates[0] * 0, want.hparams.lr[2]]))
+    assert_close(tail, torch.stack([rates[0] * 0, rates[0] * 0, want.hparams.lr[2]]))
 
 
 def test_truncation_error_falls_as_declared() -> None:
@@ -154,7 +154,7 @@ def test_truncation_error_falls_as_declared() -> None:
 
 def test_one_step_is_the_last_step() -> None:
     scenario = scenarios.everything()
-    close(
+    assert_close(
         hg.one_step(scenario.problem, scenario.phi).grad,
         hg.truncated(scenario.problem, scenario.phi, last=1).grad,
     )
@@ -166,4 +166,4 @@ def test_mixed_falls_back_where_there_is_no_forward_derivative() -> None:
     loss = lambda p, b: torch.nn.functional.huber_loss(b[0] @ p, b[1])
     problem = hg.Problem(loss, opt, (x, y), 4, params=scenarios.vector(2, 3))
     phi = mo.Meta(None, opt.hparams)
-    close(hg.mixed(problem, phi).grad, hg.unrolled(problem, phi).grad)
+    assert_close(hg.mixed(problem, phi).grad, hg.unrolled(problem, phi).grad)

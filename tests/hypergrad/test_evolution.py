@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import scenarios
 import torch
-from scenarios import close, f64
+from scenarios import assert_close, f64
 
 import metaopt as mo
 from metaopt import hypergrad as hg
@@ -44,7 +44,7 @@ def test_the_quadrature_of_es_is_exact() -> None:
     x = f64(0.8)
     values = hg.es(cubic(), x, sigma=SIGMA, noise=nodes).aux.values
     mean = (weights / weights.sum() * values * nodes).sum() / SIGMA
-    close(mean, 3 * x**2 + 3 * SIGMA**2)
+    assert_close(mean, 3 * x**2 + 3 * SIGMA**2)
 
 
 def episode() -> hg.Problem:
@@ -105,14 +105,14 @@ def test_windows_sum_up_to_the_episode() -> None:
     row = mo.tree.map(lambda x: x[:, None], eps)
     whole = hg.es_antithetic(problem, phi, sigma=SIGMA, noise=eps)
     single = hg.es_single(problem, phi, sigma=SIGMA, window=2, noise=row)
-    close(single.grad, whole.grad)
-    close(single.value, whole.value)
+    assert_close(single.grad, whole.grad)
+    assert_close(single.value, whole.value)
     rows = mo.tree.map(lambda x: x.reshape(5, 2), hg.noise(phi, 10, seed=4))
     half = [mo.tree.map(lambda x, w=w: x[:, w : w + 1], rows) for w in (0, 1)]
     once = hg.pes(problem, phi, window=2, sigma=SIGMA, noise=rows)
     one = hg.pes(problem, phi, window=2, sigma=SIGMA, noise=half[0], num_windows=1)
     two = hg.pes(problem, phi, window=2, sigma=SIGMA, noise=half[1], particles=one.aux.particles)
-    close(mo.tree.add(one.grad, two.grad), once.grad)
+    assert_close(mo.tree.add(one.grad, two.grad), once.grad)
     assert two.aux.particles.start == 4
 
 
@@ -136,7 +136,7 @@ def test_tasks_mapped_equal_tasks_looped() -> None:
 
     mapped = mo.map_tasks(estimate, how="vmap")(scenario.phi, mo.tree.stack(batches))
     for t, batch in enumerate(batches):
-        close(mo.tree.index(mapped, t), estimate(scenario.phi, batch))
+        assert_close(mo.tree.index(mapped, t), estimate(scenario.phi, batch))
 
 
 def test_bad_input() -> None:

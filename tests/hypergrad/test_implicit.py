@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import scenarios
 import torch
-from scenarios import close, f64
+from scenarios import assert_close, f64
 
 import metaopt as mo
 from metaopt import hypergrad as hg
@@ -30,7 +30,7 @@ solvers = pytest.mark.parametrize("solve", SOLVERS.values(), ids=SOLVERS.keys())
 def test_closed_forms(make: Any, solve: Any, estimator: Any) -> None:
     scenario = make()
     result = estimator(scenario.problem, scenario.phi, solve=solve)
-    close(result.grad, scenario.truth)
+    assert_close(result.grad, scenario.truth)
     assert result.aux.optimality < 1e-12
     assert result.aux.solve.residual < 1e-12
 
@@ -45,7 +45,7 @@ def test_imaml_at_the_proximal_point_is_the_total_derivative() -> None:
         point = torch.linalg.solve(q + 0.6 * torch.eye(4).double(), q @ centre + 0.6 * prior)
         return scenarios.quadratic(point, (q, centre))
 
-    close(torch.func.grad(value)(prior), scenario.truth.phi[0])
+    assert_close(torch.func.grad(value)(prior), scenario.truth.phi[0])
 
 
 @pytest.mark.parametrize("estimator", [hg.implicit, hg.fixed_point], ids=lambda f: f.__name__)
@@ -55,8 +55,8 @@ def test_the_limit_of_many_steps(estimator: Any) -> None:
     problem = scenario.problem._replace(num_steps=300, params=torch.zeros(4).double())
     want = hg.unrolled(problem, scenario.phi)
     got = estimator(problem, scenario.phi, solve=SOLVERS["dense"])
-    close(got.grad, want.grad, 1e-10)
-    close(got.value, want.value, 1e-12)
+    assert_close(got.grad, want.grad, 1e-10)
+    assert_close(got.value, want.value, 1e-12)
 
 
 @pytest.mark.parametrize("opt", ["sgd", "momentum", "adam"])
@@ -71,7 +71,7 @@ def test_fixed_points_see_weight_decay_through_any_state(opt: str) -> None:
     problem = hg.Problem(scenarios.scalar_quadratic, made, (a, b), 0, scenarios.itself)
     problem = problem._replace(params=a * b / (a + decay))
     grad = hg.fixed_point(problem, mo.Meta(None, made.hparams), solve=linsolve.dense()).grad
-    close(grad.hparams.weight_decay, -a * b / (a + decay) ** 2)
+    assert_close(grad.hparams.weight_decay, -a * b / (a + decay) ** 2)
 
 
 def test_neumann_at_the_optimum_is_truncated_backpropagation() -> None:
@@ -79,10 +79,10 @@ def test_neumann_at_the_optimum_is_truncated_backpropagation() -> None:
     scenario = scenarios.ridge()
     series = hg.implicit(scenario.problem, scenario.phi, solve=linsolve.neumann(4, 0.05)).grad
     steps = hg.unrolled(scenario.problem._replace(num_steps=5), scenario.phi).grad
-    close(series, steps)
+    assert_close(series, steps)
     one = hg.one_step(scenario.problem._replace(num_steps=1), scenario.phi).grad
     direct = hg.fixed_point(scenario.problem, scenario.phi, solve=linsolve.neumann(1)).grad
-    close(hg.truncated(scenario.problem._replace(num_steps=2), scenario.phi, last=2).grad, direct)
+    assert_close(hg.truncated(scenario.problem._replace(num_steps=2), scenario.phi, last=2).grad, direct)
     assert (one.phi[0] - direct.phi[0]).abs() > 1e-4
 
 
@@ -100,7 +100,7 @@ def test_tasks_mapped_equal_tasks_looped(estimator: Any, chunk_size: int | None)
     mapped = mo.map_tasks(estimate, how="vmap", chunk_size=chunk_size)(scenario.phi, batches)
     for t in range(3):
         single = estimate(scenario.phi, mo.tree.index(batches, t))
-        close(mo.tree.index(mapped[:2], t), single[:2], 1e-10)
+        assert_close(mo.tree.index(mapped[:2], t), single[:2], 1e-10)
 
 
 def test_an_implicit_estimate_can_be_differentiated_again() -> None:
@@ -119,7 +119,7 @@ def test_an_implicit_estimate_can_be_differentiated_again() -> None:
     for estimator in (hg.implicit, hg.fixed_point):
         result = estimator(problem, mo.Meta(None, None, (decay,)), solve=SOLVERS["dense"])
         (second,) = torch.autograd.grad(result.grad.phi[0], decay)
-        close(second, want, 1e-8)
+        assert_close(second, want, 1e-8)
 
 
 def test_a_warm_start_needs_no_iteration() -> None:
@@ -129,7 +129,7 @@ def test_a_warm_start_needs_no_iteration() -> None:
     again = hg.implicit(scenario.problem, scenario.phi, solve=solve, start=first.aux.adjoint)
     assert first.aux.solve.num_iters > 1
     assert again.aux.solve.num_iters == 0
-    close(again.grad, scenario.truth)
+    assert_close(again.grad, scenario.truth)
 
 
 @pytest.mark.parametrize(("curvature", "kind"), [(0.0, "singular"), (-1.0, "indefinite")])

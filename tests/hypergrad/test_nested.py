@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from scenarios import close, f64
+from scenarios import assert_close, f64
 
 import metaopt as mo
 from metaopt import Meta, linsolve
@@ -59,14 +59,14 @@ def test_three_levels(lower: str, upper: str) -> None:
     y = (k * C + D * z) / (k**2 + D)
     estimator, options = EDGES[upper]
     result = estimator(middle(EDGES[lower]), Meta(None, None, (z,)), **options)
-    close(result.value, (y - E) ** 2 / 2)
-    close(result.grad.phi[0], (y - E) * D / (k**2 + D))
+    assert_close(result.value, (y - E) ** 2 / 2)
+    assert_close(result.grad.phi[0], (y - E) * D / (k**2 + D))
 
 
 def test_levels_are_mapped_over_tasks() -> None:
     zs = f64([0.8, -0.3, 0.1])
     estimate = lambda z: hg.unrolled(middle(EDGES["implicit"]), Meta(None, None, (z,))).grad.phi[0]
-    close(torch.vmap(estimate)(zs), torch.stack([estimate(z) for z in zs]))
+    assert_close(torch.vmap(estimate)(zs), torch.stack([estimate(z) for z in zs]))
 
 
 def test_what_the_upper_levels_vary_must_be_in_phi() -> None:

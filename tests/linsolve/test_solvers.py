@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import scenarios
 import torch
-from scenarios import close
+from scenarios import assert_close
 
 import metaopt as mo
 from metaopt import linsolve
@@ -41,7 +41,7 @@ def test_every_public_solver_has_a_row() -> None:
 def test_solves(name: str) -> None:
     matrix, b = scenarios.positive(N, 1), scenarios.vector(N, 2)
     x, info = ROWS[name](product, b, matrix)
-    close(x, torch.linalg.solve(matrix, b), TOL.get(name, 1e-12))
+    assert_close(x, torch.linalg.solve(matrix, b), TOL.get(name, 1e-12))
     assert info.residual < TOL.get(name, 1e-12)
     assert info.num_iters >= 1
 
@@ -50,7 +50,7 @@ def test_solves(name: str) -> None:
 def test_a_tree_is_a_vector(name: str) -> None:
     b = {"w": scenarios.vector(4, 3).reshape(2, 2), "b": scenarios.f64(1.0)}
     x, _ = ROWS[name](lambda t: mo.tree.scale(t, 1.25), b)
-    close(x, mo.tree.scale(b, 0.8), TOL.get(name, 1e-12))
+    assert_close(x, mo.tree.scale(b, 0.8), TOL.get(name, 1e-12))
 
 
 @every
@@ -68,7 +68,7 @@ def test_derivatives_of_two_orders(name: str) -> None:
     assert torch.autograd.gradcheck(solve, inputs)
     assert torch.autograd.gradgradcheck(solve, inputs)
     jacobian = torch.func.jacfwd(solve, 1)(root.detach(), b.detach())
-    close(jacobian, torch.linalg.inv(root.T @ root + shift * torch.eye(N).double()).detach(), 1e-10)
+    assert_close(jacobian, torch.linalg.inv(root.T @ root + shift * torch.eye(N).double()).detach(), 1e-10)
 
 
 @every
@@ -76,12 +76,12 @@ def test_a_task_with_a_zero_right_hand_side_disturbs_no_other(name: str) -> None
     matrices = torch.stack([scenarios.positive(N, s) for s in (1, 2, 3)])
     b = torch.stack([scenarios.vector(N, 4), torch.zeros(N).double(), scenarios.vector(N, 5)])
     x, info = torch.vmap(lambda m, r: ROWS[name](product, r, m))(matrices, b)
-    close(x, torch.linalg.solve(matrices, b), TOL.get(name, 1e-12))
+    assert_close(x, torch.linalg.solve(matrices, b), TOL.get(name, 1e-12))
     assert info.residual[1] == 0
     assert bool((x[1] == 0).all())
 
     slope = torch.vmap(torch.func.grad(lambda r, m: ROWS[name](product, r, m).value.sum()))(b, matrices)
-    close(slope, torch.linalg.solve(matrices, torch.ones(3, N).double()), TOL.get(name, 1e-12))
+    assert_close(slope, torch.linalg.solve(matrices, torch.ones(3, N).double()), TOL.get(name, 1e-12))
 
 
 @every
@@ -89,7 +89,7 @@ def test_a_warm_start_at_the_solution_stays_there(name: str) -> None:
     matrix, b = scenarios.positive(N, 1), scenarios.vector(N, 2)
     x = torch.linalg.solve(matrix, b)
     again, info = ROWS[name](product, b, matrix, start=x)
-    close(again, x, TOL.get(name, 1e-12))
+    assert_close(again, x, TOL.get(name, 1e-12))
     assert info.residual < 1e-5
 
 
@@ -98,9 +98,9 @@ def test_indefinite_and_unsymmetric_matrices(name: str) -> None:
     matrix = torch.tensor([[1.0, 2.0, 0.0], [-0.5, -2.0, 1.0], [0.3, 0.0, 3.0]]).double()
     b = scenarios.vector(3, 2)
     solver = {"normal_cg": linsolve.normal_cg(60, 1e-15)}.get(name, ROWS[name])
-    close(solver(product, b, matrix).value, torch.linalg.solve(matrix, b), 1e-11)
+    assert_close(solver(product, b, matrix).value, torch.linalg.solve(matrix, b), 1e-11)
     slope = torch.func.grad(lambda r: solver(product, r, matrix).value[0])(b)
-    close(slope, torch.linalg.inv(matrix)[0], 1e-11)
+    assert_close(slope, torch.linalg.inv(matrix)[0], 1e-11)
 
 
 @every
@@ -124,14 +124,14 @@ def test_the_error_of_the_neumann_series(terms: int) -> None:
     h, v, alpha = scenarios.positive(N, 1), scenarios.vector(N, 2), 0.4
     eye = torch.eye(N, dtype=torch.float64)
     want = (eye - torch.linalg.matrix_power(eye - alpha * h, terms + 1)) @ torch.linalg.solve(h, v)
-    close(linsolve.neumann(terms, alpha)(product, v, h).value, want)
+    assert_close(linsolve.neumann(terms, alpha)(product, v, h).value, want)
 
 
 def test_nystrom_of_low_rank_is_its_formula() -> None:
     c = scenarios.vector(2 * N, 3).reshape(N, 2)
     h, b, rho = c @ c.T, scenarios.vector(N, 2), 0.3
     x, info = linsolve.nystrom(rank=3, rho=rho)(product, b, h)
-    close(x, torch.linalg.solve(h + rho * torch.eye(N).double(), b), 1e-10)
+    assert_close(x, torch.linalg.solve(h + rho * torch.eye(N).double(), b), 1e-10)
     assert not info.converged
 
 

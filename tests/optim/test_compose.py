@@ -18,7 +18,7 @@ from metaopt.errors import ArgumentError, StructureError
 o, s = mo.optim, mo.optim.schedule
 
 
-def close(a: Any, b: Any, rtol: float = 1e-12, atol: float = 1e-14) -> None:
+def assert_close(a: Any, b: Any, rtol: float = 1e-12, atol: float = 1e-14) -> None:
     tree.check_same("test", a, b)
     for x, y in zip(tree.leaves(a), tree.leaves(b), strict=True):
         torch.testing.assert_close(x, y, rtol=rtol, atol=atol)
@@ -37,11 +37,11 @@ def test_clips_as_torch_does(bound: float) -> None:
         p.grad = g.clone()
     nn.utils.clip_grad_norm_(live, bound)
     clipped = tree.leaves(through(o.clip_by_global_norm(bound), params, grads))
-    close(clipped, [p.grad for p in live], rtol=1e-6)  # torch adds 1e-6 to the norm
+    assert_close(clipped, [p.grad for p in live], rtol=1e-6)  # torch adds 1e-6 to the norm
     for p, g in zip(live, tree.leaves(grads), strict=True):
         p.grad = g.clone()
     nn.utils.clip_grad_value_(live, bound)
-    close(tree.leaves(through(o.clip_by_value(bound), params, grads)), [p.grad for p in live])
+    assert_close(tree.leaves(through(o.clip_by_value(bound), params, grads)), [p.grad for p in live])
     for g, c in zip(
         tree.leaves(grads), tree.leaves(through(o.clip_by_leaf_norm(bound), params, grads)), strict=True
     ):
@@ -51,10 +51,10 @@ def test_clips_as_torch_does(bound: float) -> None:
 def test_a_chain_is_what_its_links_are() -> None:
     params = make_params()
     decayed = o.chain(o.add_decayed_weights(0.1), o.sgd(0.1, 0.9))
-    close(run(decayed, params, 4)[0], run(o.sgd(0.1, 0.9, weight_decay=0.1), params, 4)[0])
+    assert_close(run(decayed, params, 4)[0], run(o.sgd(0.1, 0.9, weight_decay=0.1), params, 4)[0])
     nested = o.chain(o.chain(o.clip_by_value(0.5), o.centralize()), o.sgd(0.1))
     flat = o.chain(o.clip_by_value(0.5), o.centralize(), o.sgd(0.1))
-    close(run(nested, params, 4)[0], run(flat, params, 4)[0])
+    assert_close(run(nested, params, 4)[0], run(flat, params, 4)[0])
     assert isinstance(o.chain(o.centralize(), o.clip_by_value(1.0)), o.Transform)
 
 
@@ -108,7 +108,7 @@ def test_a_scheduled_optimizer_equals_torch(name: str) -> None:
         opt.step()
         theirs.step()
     new, _ = run(o.scheduled(o.adam(), lr=ours), params, 10)
-    close(tree.leaves(new), [p.detach() for p in live], rtol=1e-10, atol=1e-10)
+    assert_close(tree.leaves(new), [p.detach() for p in live], rtol=1e-10, atol=1e-10)
 
 
 def test_accumulated_gradients_make_one_step_of_their_mean() -> None:
@@ -118,12 +118,12 @@ def test_accumulated_gradients_make_one_step_of_their_mean() -> None:
     for t in range(3):
         first, second = grads_at(params, 2 * t), grads_at(params, 2 * t + 1)
         held, state = both.update(new, state, first, both.hparams)
-        close(held, new, rtol=0, atol=0)
+        assert_close(held, new, rtol=0, atol=0)
         new, state = both.update(held, state, second, both.hparams)
         mean = tree.scale(tree.add(first, second), 0.5)
         alone, inner = opt.update(alone, inner, mean, opt.hparams)
-        close(new, alone)
-    close(state.inner, inner)
+        assert_close(new, alone)
+    assert_close(state.inner, inner)
 
 
 def test_ema_equals_torch_averaged_model() -> None:
@@ -157,7 +157,7 @@ def test_lookahead_by_hand() -> None:
         fast = tree.sub(fast, tree.scale(grads_at(fast, t), 0.1))
         if t % 3 == 2:
             slow = fast = tree.add(slow, tree.scale(tree.sub(fast, slow), 0.4))
-    close(new, slow)
+    assert_close(new, slow)
 
 
 def test_sam_by_hand() -> None:
@@ -185,7 +185,7 @@ def test_noise_is_normal_fades_and_follows_its_key() -> None:
     assert ((a / 2) ** 4).mean().item() == pytest.approx(3, rel=0.1)
     corr = torch.corrcoef(torch.stack([a, b, c, a.roll(1)]))
     assert (corr - torch.eye(4)).abs().max() < 0.03
-    close(through(noise, params, params), [a, b], rtol=0, atol=0)
+    assert_close(through(noise, params, params), [a, b], rtol=0, atol=0)
     assert not torch.equal(through(o.add_noise(4.0, 1.0, key=4), params, params)[0], a)
     keys = torch.arange(3)
     under_vmap = torch.vmap(
@@ -199,21 +199,21 @@ def test_partition_gives_every_label_its_rule() -> None:
     params = make_params()
     opt = o.partition({"a": o.sgd(0.1, 0.9), "b": o.adam(0.1)}, {"w": "a", "b": "b", "inner": None})
     new, state = run(opt, params, 3)
-    close(new["inner"], params["inner"], rtol=0, atol=0)
+    assert_close(new["inner"], params["inner"], rtol=0, atol=0)
     assert state["a"].momentum_buffer.keys() == params.keys()
     grads = [grads_at(params, 0)["w"]]
     one, _ = o.sgd(0.1, 0.9).update(
         [params["w"]], o.sgd(0.1, 0.9).init([params["w"]]), grads, o.sgd(0.1, 0.9).hparams
     )
-    close(run(opt, params, 1)[0]["w"], one[0])
+    assert_close(run(opt, params, 1)[0]["w"], one[0])
 
 
 def test_masked_by_path_and_by_tree() -> None:
     params = make_params()
     by_path = run(o.masked(o.adam(0.1), lambda path: "'b'" in path), params, 3)[0]
     by_tree = run(o.masked(o.adam(0.1), {"w": False, "b": True, "inner": False}), params, 3)[0]
-    close(by_path, by_tree, rtol=0, atol=0)
-    close(by_path["w"], params["w"], rtol=0, atol=0)
+    assert_close(by_path, by_tree, rtol=0, atol=0)
+    assert_close(by_path["w"], params["w"], rtol=0, atol=0)
     assert not torch.equal(by_path["b"], params["b"])
 
 
