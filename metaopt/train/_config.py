@@ -78,7 +78,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "query": 10,
         "inner_steps": 5,
         "inner_lr": 0.03,
-        "learn_lr": "step",
+        "learn_lr": "leaf",
         "meta_batch": 25,
         "meta_lr": 3e-3,
         "lr_lr": 5e-4,
