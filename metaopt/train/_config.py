@@ -94,7 +94,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "meta_batch": 4,
         "meta_lr": 3e-3,
         "lr_lr": 1e-2,
-        "iterations": 10000,
+        "iterations": 9000,
+        "how": "vmap",  # so narrow a net maps faster than it loops: 56 ms a step against 65
         "width": 32,
     },
 }

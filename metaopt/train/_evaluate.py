@@ -74,7 +74,7 @@ def evaluate(
 
     def one(learned: Learned, episode: Any) -> Tensor:
         trail = adapt(config, problem, learned, episode.support, num_steps)
-        return torch.stack([problem.score_fn(params, episode.query) for params in trail])
+        return torch.stack([problem.judge_fn(params, episode.query)[1] for params in trail])
 
     how: Any = config.how
     scores = []

@@ -75,14 +75,11 @@ def meta_step(config: Config, problem: Problem) -> Callable[[Run, Episode, int],
         θ, α ← Adam(∇ mean over tasks of ℓ(unroll(θ, α, support), query))
     """
 
-    def judge(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        return problem.loss_fn(params, batch), problem.score_fn(params, batch).detach()
-
     task = maml(
         problem.loss_fn,
         inner_optimizer(config),
         config.inner_steps,
-        query_loss_fn=judge,
+        query_loss_fn=problem.judge_fn,
         per_step_hparams=config.learn_lr == "step",
         order=1 if config.first_order else 2,
     )

@@ -20,8 +20,8 @@ __all__ = ["Problem", "conv4", "make_problem", "mlp"]
 class Problem(NamedTuple):
     """What is trained and on what.
 
-    ``loss_fn(params, batch) -> []`` adapts and ``score_fn(params, batch) -> []`` judges: accuracy
-    (``higher_is_better``) or mean squared error.
+    ``loss_fn(params, batch) -> []`` adapts; ``judge_fn(params, batch) -> (loss [], score [])`` tells how
+    well, in one forward pass. ``score`` names the score: "accuracy" or "mse".
     """
 
     train: Any
@@ -29,7 +29,7 @@ class Problem(NamedTuple):
     apply: Callable[..., Tensor]
     params: dict[str, Tensor]
     loss_fn: Callable[[Any, Any], Tensor]
-    score_fn: Callable[[Any, Any], Tensor]
+    judge_fn: Callable[[Any, Any], tuple[Tensor, Tensor]]
     score: str
     note: str
 
@@ -85,15 +85,21 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
             x, y = batch
             return ((apply(params, x) - y) ** 2).mean()
 
-        return Problem(draw, draw, apply, params, mse, mse, "mse", "sinusoids, new at every draw")
+        def judge_mse(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
+            error = mse(params, batch)
+            return error, error.detach()
+
+        note = "sinusoids, new at every draw"
+        return Problem(draw, draw, apply, params, mse, judge_mse, "mse", note)
 
     def cross_entropy(params: Any, batch: Any) -> Tensor:
         x, y = batch
         return F.cross_entropy(apply(params, x), y)
 
-    def accuracy(params: Any, batch: Any) -> Tensor:
+    def judge_classes(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
         x, y = batch
-        return (apply(params, x).argmax(-1) == y).to(x.dtype).mean()
+        logits = apply(params, x)
+        return F.cross_entropy(logits, y), (logits.argmax(-1) == y).to(x.dtype).mean()
 
     if not config.data:
         raise ArgumentError(
@@ -106,4 +112,4 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
     train = tasks.omniglot(config.data, config.split, "train", **shape, **on, download=download)
     test = tasks.omniglot(config.data, config.split, "test", **shape, **on, download=download)
     note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
-    return Problem(train, test, apply, params, cross_entropy, accuracy, "accuracy", note)
+    return Problem(train, test, apply, params, cross_entropy, judge_classes, "accuracy", note)
