@@ -32,14 +32,15 @@ def figure(**kwargs: Any) -> Any:
     return Figure(layout="constrained", dpi=120, **kwargs)
 
 
-def _smoothed(values: Tensor, width: int) -> Tensor:
-    """Means over a window of ``width`` entries; [n − width + 1]."""
-    sums = torch.cat([values.new_zeros(1), values.cumsum(0)])
-    return (sums[width:] - sums[:-width]) / width
+def _running_median(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Medians of windows of ``width`` entries and the last index of each; about 200 of them."""
+    stride = max(len(values) // 200, 1)
+    windows = values.unfold(0, width, stride)
+    return torch.arange(len(windows)) * stride + width - 1, windows.median(-1).values
 
 
 def learning_curve(lines: Sequence[dict[str, float]], score: str = "accuracy") -> Any:
-    """Draw loss and score against outer steps, raw and as a running mean.
+    """Draw loss and score against outer steps, raw and as a running median.
 
     Args: lines: one dict a step with "step", "loss" and ``score``, as in metrics.jsonl.
     """
@@ -50,12 +51,13 @@ def learning_curve(lines: Sequence[dict[str, float]], score: str = "accuracy") -
     for axis, name, colour in zip(fig.subplots(1, len(names), squeeze=False)[0], names, (BLUE, ORANGE)):
         values = torch.tensor([line[name] for line in lines], dtype=torch.float64)
         axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.5)
-        axis.plot(steps[width - 1 :], _smoothed(values, width), color=colour, label=f"mean of {width}")
+        last, medians = _running_median(values, width)  # one diverging task would drown a mean
+        axis.plot(steps[last], medians, color=colour, label=f"median of {width}")
         axis.set(xlabel="outer step", ylabel=f"query {name}")
         axis.set_yscale("log" if name == "loss" else "linear")
-        if name == "loss":  # 0.3 instead of 3 × 10⁻¹
+        if name == "loss":  # 0.3 instead of 3 × 10⁻¹, and no labels between where they would overlap
             axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:.1g}")
+            axis.yaxis.set_minor_formatter("{x:.1g}" if values.max() < 20 * values.min() else "")
         axis.grid(alpha=0.3, which="both")
         axis.legend(frameon=False)
     return fig

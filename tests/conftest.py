@@ -8,6 +8,9 @@ import torch
 collect_ignore = ["optim/make_reference.py"]  # runs in an environment of its own, with jax
 
 
+torch.set_num_threads(1)  # the tensors are tiny; idle threads spin, and starve whoever works beside
+
+
 @pytest.fixture(autouse=True)
 def _reproducible() -> Iterator[None]:
     torch.manual_seed(0)
