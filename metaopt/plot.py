@@ -106,7 +106,7 @@ def adapted_images(support: Any, query: Any, before: Tensor, after: Tensor, way:
         axis.set_axis_off()
     for line, (name, images, labels, predicted) in zip(grid, rows, strict=True):
         for i, (axis, image) in enumerate(zip(line, images)):
-            axis.imshow(1 - image[0], cmap="gray", vmin=0, vmax=1)
+            axis.imshow((1 - image[0]).numpy(), cmap="gray", vmin=0, vmax=1)
             if predicted is None:
                 axis.set_title(f"{name} {int(labels[i])}", fontsize=8)
                 continue
