@@ -66,12 +66,7 @@ class _Recomputed(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         index = [i for i, t in enumerate(tangents) if t is not None]
         f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
-        # The transpose of the transpose: torch nests no forward mode in the one that called us.
-        forward: Any = torch.func.vjp(f, *moving)
-        outputs, vjp = forward
-        directions = tuple(tangents[i] for i in index)
-        transposed = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))[1]
-        found = iter(transposed(directions)[0])
+        found = iter(_jvp(f, moving, tuple(tangents[i] for i in index)))
         return tuple(next(found) if on else None for on in ctx.moving)
 
 
@@ -100,6 +95,17 @@ def _plain_vjp(
     if not live:
         return (None,) * len(inputs)
     return torch.autograd.grad([y for y, _ in live], inputs, [g for _, g in live], allow_unused=True)
+
+
+def _jvp(f: Any, inputs: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """jvp(f, inputs)(tangents), as the transpose of the transpose.
+
+    torch nests no forward mode in another, and a Function's jvp is called from within one.
+    """
+    forward: Any = torch.func.vjp(f, *inputs)
+    outputs, vjp = forward
+    transposed = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))[1]
+    return transposed(tangents)[0]
 
 
 def _bare(x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
-from metaopt.recompute import _bare, _captured, _Dice, _plain_vjp
+from metaopt.recompute import _bare, _captured, _Dice, _jvp, _plain_vjp
 
 __all__ = ["repetitions", "revolve"]
 
@@ -179,5 +179,4 @@ class _Revolve(torch.autograd.Function):
         chain, inputs = ctx.chain, ctx.saved_tensors
         dots = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True))
         split = lambda *xs: chain.forth(xs[: chain.width], xs[chain.width :])
-        result: Any = torch.func.jvp(split, inputs, dots)
-        return result[1]
+        return _jvp(split, inputs, dots)

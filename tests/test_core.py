@@ -36,7 +36,7 @@ def test_unroll_of_a_quadratic_has_its_closed_form(steps: int, memory: Any) -> N
     assert by_alpha.item() == pytest.approx(-steps * a * r ** (steps - 1) * gap, rel=1e-12)
 
 
-@pytest.mark.parametrize("memory", ["all", "sqrt", 2])
+@pytest.mark.parametrize("memory", ["all", "sqrt", 2, mo.Binomial(2)], ids=str)
 def test_recomputed_steps_are_differentiable_twice(memory: Any) -> None:
     opt = mo.optim.sgd()
     loss = lambda p, batch: (p**4).sum() / 4

@@ -23,7 +23,7 @@ def cubic() -> hg.Problem:
     return hg.Problem(lambda p, b: p**3, mo.optim.sgd(lr=0.1), (), 0)
 
 
-def within(result: Any, truth: Any, errors: float = 4.0) -> None:
+def assert_within(result: Any, truth: Any, errors: float = 4.0) -> None:
     g, s, t = (mo.tree.leaves(x) for x in (result.grad, result.aux.stderr, truth))
     for got, stderr, want in zip(g, s, t, strict=True):
         assert bool(((got - want).abs() <= errors * stderr).all()), f"{got} ± {stderr} against {want}"
@@ -34,7 +34,7 @@ def test_es_of_a_cubic(estimator: Any) -> None:
     """16. E = 3x² + 3σ²."""
     x = f64(0.8)
     result = estimator(cubic(), x, sigma=SIGMA, noise=hg.noise(x, 20_000, seed=1))
-    within(result, 3 * x**2 + 3 * SIGMA**2)
+    assert_within(result, 3 * x**2 + 3 * SIGMA**2)
     assert result.aux.stderr < 0.05
 
 
@@ -89,9 +89,9 @@ def test_pes_is_unbiased_where_truncated_es_is_not() -> None:
         None, scenarios.only(problem.opt.hparams, lr=smoothed(problem, phi, shared))
     )
     persistent = hg.pes(problem, phi, noise=rows, **options)
-    within(persistent, truth(False))
+    assert_within(persistent, truth(False))
     single = hg.es_single(problem, phi, noise=mo.tree.map(lambda x: x[:, :1], rows), **options)
-    within(single, truth(True))
+    assert_within(single, truth(True))
     truncated = hg.truncated_es(problem, phi, noise=rows, **options)
     bias = (truncated.grad.hparams.lr - truth(False).hparams.lr).abs()
     assert bias > 10 * truncated.aux.stderr.hparams.lr
@@ -121,7 +121,7 @@ def test_es_finds_the_gradient_of_all_parts_of_phi(estimator: Any) -> None:
     scenario = scenarios.everything(3)
     noise = hg.noise(scenario.phi, 4000, seed=5)
     result = estimator(scenario.problem, scenario.phi, sigma=1e-3, noise=noise, chunk_size=1000)
-    within(result, hg.unrolled(scenario.problem, scenario.phi).grad, 4.5)
+    assert_within(result, hg.unrolled(scenario.problem, scenario.phi).grad, 4.5)
 
 
 def test_tasks_mapped_equal_tasks_looped() -> None:
