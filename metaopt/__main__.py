@@ -84,6 +84,13 @@ def _config(options: argparse.Namespace) -> train.Config:
     return dataclasses.replace(config, **{k: v for k, v in given.items() if k in ("data", "device")})
 
 
+def _check_counts(options: argparse.Namespace, **least: int) -> None:
+    for name, low in least.items():
+        value = getattr(options, name)
+        if value is not None and value < low:
+            raise ArgumentError(f"{options.command}({name})", f"an integer >= {low}", str(value))
+
+
 def _use_threads(config: train.Config) -> None:
     # The nets are small: a second thread per operation gains a tenth, and costs a factor of five as
     # soon as another process wants the core. One thread also makes the numbers the machine's own.
@@ -92,6 +99,7 @@ def _use_threads(config: train.Config) -> None:
 
 
 def _train(options: argparse.Namespace) -> int:
+    _check_counts(options, eval_tasks=2, checkpoint_every=1)
     if not options.no_pictures:
         plot.figure()  # a missing extra is told before the work, not after it
     config = _config(options)
@@ -116,10 +124,7 @@ def _train(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    for name, least in (("tasks", 2), ("steps", 0)):
-        value = getattr(options, name)
-        if value is not None and value < least:
-            raise ArgumentError(f"evaluate({name})", f"an integer >= {least}", str(value))
+    _check_counts(options, tasks=2, steps=0)
     found = train.load(options.checkpoint)
     overrides = {k: getattr(options, k) for k in ("data", "device") if getattr(options, k) is not None}
     config = dataclasses.replace(found.config, **overrides)

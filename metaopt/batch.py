@@ -54,7 +54,8 @@ def map_tasks(
     """
     if how not in ("auto", "vmap", "loop"):
         raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
-    if chunk_size is not None and (isinstance(chunk_size, bool) or chunk_size < 1):
+    counted = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
+    if chunk_size is not None and not (counted and chunk_size >= 1):
         raise ArgumentError("map_tasks(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
 
     def mapped_fn(*args: Any) -> Any:

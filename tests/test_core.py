@@ -217,6 +217,12 @@ BAD: list[tuple[str, Any, type[MetaoptError], str]] = [
         ArgumentError,
         r"map_tasks\(how\)",
     ),
+    (
+        "a broken chunk",
+        lambda: mo.map_tasks(lambda p, e: p, chunk_size=2.5),  # type: ignore[arg-type]
+        ArgumentError,
+        r"map_tasks\(chunk_size\): expected an integer >= 1 or None, got 2\.5",
+    ),
     ("an empty chunk", lambda: mo.map_tasks(lambda p, e: p, chunk_size=0), ArgumentError, "chunk_size"),
     (
         "no task",

@@ -216,3 +216,28 @@ def test_evaluation_is_the_mean_over_tasks_of_the_adapted_score(tmp_path: Path) 
     by_hand = (problem.apply(run.learned.params, x) - y).pow(2).mean((1, 2))
     assert table.mean[0].item() == pytest.approx(by_hand.mean().item(), rel=1e-12)
     assert table.half_width[0].item() == pytest.approx(1.96 * by_hand.std().item() / 6**0.5, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (
+            ["train", "sinusoid", "--checkpoint-every=0"],
+            "train(checkpoint_every): expected an integer >= 1, got 0",
+        ),
+        (["train", "sinusoid", "--eval-tasks=1"], "train(eval_tasks): expected an integer >= 2, got 1"),
+        (["evaluate", "none.pt", "--tasks=1"], "evaluate(tasks): expected an integer >= 2, got 1"),
+        (["evaluate", "none.pt", "--steps=-1"], "evaluate(steps): expected an integer >= 0, got -1"),
+    ],
+)
+def test_bad_counts_are_told_before_the_work(
+    flags: list[str],
+    text: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(flags) == 1
+    assert text in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
