@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaopt.errors import ArgumentError, StructureError, VmapError
-from metaopt.exact import Statistics, exact, mapped
+from metaopt.exact import Statistics, batched, exact, mapped
 
 __all__ = ["Apply", "functional"]
 
@@ -53,11 +53,14 @@ class Apply:
             if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None
         ]
         self.written = set()  # what a training layer may write to in place
+        self.counts = []  # what a layer with momentum=None reads as a number
         for slot, key in names.items():
             path, _, attribute = slot.rpartition(".")
             layer = layers[path]
             if layer.training and attribute in layer._buffers:
                 self.written.add(key)
+                if attribute == "num_batches_tracked" and layer.momentum is None:
+                    self.counts.append(key)
 
     def __call__(self, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         buffers: Mapping[str, Tensor] = self.buffers
@@ -101,6 +104,16 @@ class Apply:
                 f"the {len(self.buffers)} buffers that metaopt.functional returned",
                 f"{'one more' if odd in buffers else 'none'} at {odd!r}",
             )
+        for key in self.counts:
+            if batched(buffers[key]):
+                raise VmapError(
+                    "apply.with_buffers(buffers)",
+                    "one count of batches for all tasks, where BatchNorm has momentum=None and reads it",
+                    "one a task",
+                    at=key,
+                    remedy="Give the layer a momentum, share the count (in_dims None), or "
+                    "map_tasks(how='loop').",
+                )
         if not self.num_rows:
             with Statistics() as statistics:
                 return self._run(params, buffers, args, kwargs, statistics)

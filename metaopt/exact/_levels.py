@@ -10,10 +10,11 @@ from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
     get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
 )
 
-__all__ = ["calling_module", "differentiated_twice", "mapped", "transformed"]
+__all__ = ["batched", "calling_module", "differentiated_twice", "mapped", "transformed"]
 
 
 def mapped() -> bool:
@@ -22,6 +23,15 @@ def mapped() -> bool:
         return True
     stack = get_interpreter_stack()
     return stack is not None and any(level.key() == TransformType.Vmap for level in stack)
+
+
+def batched(x: Tensor) -> bool:
+    """Tell whether a tensor has an axis that a ``torch.vmap`` hides."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
 
 
 def transformed() -> bool:

@@ -226,3 +226,19 @@ def test_per_step_without_its_counter_is_said() -> None:
             call(params, buffers, torch.ones(4, 2, dtype=F64))
     with pytest.raises(ArgumentError, match=r"functional\(per_step_affine\): expected batch_norm='per_step'"):
         mo.functional(net(), batch_norm="frozen", per_step_affine=True)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared count", "a count a task"])
+def test_a_cumulative_average_needs_one_count_for_all_tasks(shared: bool) -> None:
+    """momentum=None reads the number of batches as a Python float, which a mapped count has not."""
+    apply, params, buffers = mo.functional(net(nn.BatchNorm1d(3, momentum=None)))
+    task, data = mo.maml(threaded_loss(apply), mo.optim.sgd(LR), STEPS), episodes()
+    given = buffers if shared else mo.tree.stack([buffers] * TASKS)
+    run = lambda how: mo.map_tasks(task, how=how, in_dims=(None, 0, None if shared else 0))(
+        params, data, given
+    )
+    if shared:
+        torch.testing.assert_close(run("vmap"), run("loop"), rtol=1e-10, atol=1e-10)
+        return
+    with pytest.raises(VmapError, match=r"with_buffers\(buffers\).*at 1.num_batches_tracked. .*momentum"):
+        run("vmap")
