@@ -7,12 +7,13 @@ on the day torch is mended.
 
 from metaopt.exact._levels import batched, mapped
 from metaopt.exact._mode import exact, rewrites
-from metaopt.exact._norms import Statistics
+from metaopt.exact._norms import Statistics, collecting
 from metaopt.exact._random import current_draws, seeded, task_keys
 
 __all__ = [
     "Statistics",
     "batched",
+    "collecting",
     "current_draws",
     "exact",
     "mapped",
