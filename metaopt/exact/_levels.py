@@ -14,7 +14,7 @@ from torch._C._functorch import (
     is_functorch_wrapped_tensor,
 )
 
-__all__ = ["batched", "calling_module", "differentiated_twice", "mapped", "transformed"]
+__all__ = ["batched", "calling_module", "differentiated", "mapped", "transformed"]
 
 
 def mapped() -> bool:
@@ -39,8 +39,8 @@ def transformed() -> bool:
     return torch.compiler.is_compiling() or get_interpreter_stack() is not None
 
 
-def differentiated_twice(*tensors: object) -> bool:
-    """Tell whether one of the tensors is being differentiated at two levels or more."""
+def differentiated(times: int, *tensors: object) -> bool:
+    """Tell whether one of the tensors is being differentiated at so many levels, or more."""
     if torch.compiler.is_compiling():
         return True
     for x in tensors:
@@ -50,7 +50,7 @@ def differentiated_twice(*tensors: object) -> bool:
         while is_functorch_wrapped_tensor(x):
             x = get_unwrapped(x)
             levels += x.requires_grad
-        if levels >= 2:
+        if levels >= times:
             return True
     return False
 
