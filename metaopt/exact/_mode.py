@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from metaopt.exact import _attention, _dropout, _norms, _recurrent
 from metaopt.exact._embedding import embedding
-from metaopt.exact._levels import calling_module, mapped, transformed
+from metaopt.exact._levels import calling_module, differentiated, mapped, transformed
 from metaopt.exact._noise import NOISE
 from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
@@ -34,14 +34,16 @@ class Rewrite(NamedTuple):
 
 
 def _norm(always: bool, args: Any, kwargs: Any) -> bool:
-    if always or _norms.collecting() is not None or mapped():
+    if _aten_norm(always, args, kwargs):
         return True
     # statistics that have a history, where torch's kernel takes none
     return any(isinstance(x, torch.Tensor) and x.requires_grad for x in args[1:3])
 
 
 def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
-    return always or _norms.collecting() is not None or mapped()
+    if always or _norms.collecting() is not None or mapped():
+        return True
+    return differentiated(3, *args, *kwargs.values())
 
 
 def _attend(always: bool, args: Any, kwargs: Any) -> bool:
@@ -144,7 +146,9 @@ class exact(TorchFunctionMode):
     a padding row. Refused where they are differentiated twice: what has no double backward.
     `metaopt.doctor` shows what was rewritten in a model.
 
-    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms.
+    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms. An inner loop
+              inside another and `hypergrad.nested` see to it themselves; a meta-gradient that is
+              differentiated again by ``create_graph`` cannot be foreseen.
     Raises: DerivativeError, ArgumentError, VmapError, each with the path of the module that called.
     Cost: about a microsecond a torch call; a rewritten norm is two to three kernels more.
     Entering it twice is free: the inner one does nothing.
