@@ -1,7 +1,8 @@
 """Training: the outer loop, its checkpoints, evaluation and pictures."""
 
 from metaopt.train._checkpoint import Checkpoint, load, restore, save
-from metaopt.train._config import CHOICES, DEFAULTS, Config, config_for
+from metaopt.train._config import CHOICES, Config, config_for
+from metaopt.train._defaults import ALGORITHMS, DEFAULTS
 from metaopt.train._evaluate import Evaluation, evaluate
 from metaopt.train._loop import Run, start, train
 from metaopt.train._method import Learned, Method
@@ -10,6 +11,7 @@ from metaopt.train._pictures import save_pictures
 from metaopt.train._problem import Problem, conv4, make_problem, mlp
 
 __all__ = [
+    "ALGORITHMS",
     "CHOICES",
     "DEFAULTS",
     "METHODS",
