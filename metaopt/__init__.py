@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
+from metaopt import errors, hypergrad, linsolve, optim, stateful, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
@@ -42,6 +42,7 @@ __all__ = [
     "recompute",
     "root",
     "seeded",
+    "stateful",
     "tasks",
     "tree",
     "unroll",

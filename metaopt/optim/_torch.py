@@ -48,7 +48,7 @@ _FACTORIES: dict[str, Callable[..., Optimizer]] = {
 }
 KNOWN = {getattr(torch.optim, name): f for name, f in _FACTORIES.items() if hasattr(torch.optim, name)}
 # torch's tuples, and the fields of HParams that hold their entries
-_TUPLES = {
+TUPLES = {
     "betas": ("beta1", "beta2"),
     "etas": ("eta1", "eta2"),
     "step_sizes": ("step_size1", "step_size2"),
@@ -262,7 +262,7 @@ def _scalar_like(old: Any, new: Tensor) -> Tensor:
 def _write_hparams(group: dict[str, Any], hparams: Any) -> None:
     """Numbers under torch's names, in the type that the group holds them in."""
     for name in list(group):
-        fields = _TUPLES.get(name, ())
+        fields = TUPLES.get(name, ())
         if not fields or not all(f in hparams._fields for f in fields):
             fields = (name,) if name in hparams._fields else ()
         if not fields:
