@@ -74,7 +74,7 @@ def sgd(
         g = plus(-g if maximize else g, h.weight_decay, p)
         if not heavy:
             return p - h.lr * g, s
-        v = h.momentum * s.momentum_buffer + (1 - h.dampening) * g
+        v = h.momentum * s.momentum_buffer + (g if is_zero(h.dampening) else (1 - h.dampening) * g)
         if dampened:
             v = torch.where(s.step == 1, g, v)
         d = g + h.momentum * v if nesterov else v

@@ -1,7 +1,9 @@
 """The door for nn.Module and torch.optim users: `higher`'s names over the pure core."""
 
-from metaopt.stateful import optim, patch
+from metaopt.stateful import optim, patch, torchopt
+from metaopt.stateful._fast import FastModule
 from metaopt.stateful._innerloop import innerloop_ctx
+from metaopt.stateful._learner import MAML, Learner, MetaSGD
 from metaopt.stateful.optim import (
     DifferentiableOptimizer,
     apply_trainable_opt_params,
@@ -13,7 +15,11 @@ from metaopt.stateful.optim import (
 from metaopt.stateful.patch import get_func_params, make_functional, monkeypatch
 
 __all__ = [
+    "MAML",
     "DifferentiableOptimizer",
+    "FastModule",
+    "Learner",
+    "MetaSGD",
     "apply_trainable_opt_params",
     "create_diff_optim",
     "get_diff_optim",
@@ -25,4 +31,5 @@ __all__ = [
     "optim",
     "patch",
     "register_optim",
+    "torchopt",
 ]

@@ -18,9 +18,10 @@ __all__ = ["FastModule", "as_fast"]
 
 
 class _Layer:
-    """Mixed into the class of a layer: weights are assigned as tensors, and calls are `exact`."""
+    """Mixed into the class of a layer: its weights are assigned as tensors."""
 
     _original: type
+    _guarded: bool
 
     def __setattr__(self, name: str, value: Any) -> None:
         table = self.__dict__.get("_parameters")
@@ -29,18 +30,22 @@ class _Layer:
         else:
             super().__setattr__(name, value)
 
+    def flatten_parameters(self) -> None:
+        """cuDNN's flattening would write to weights that are part of a graph."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        kind = self._original, isinstance(self, FastModule), self._guarded
+        return _blank, kind, self.__getstate__()  # type: ignore[attr-defined]
+
+
+class _Guarded(_Layer):
+    """A layer that may call what has no double backward: it is `exact`, called by its model or alone."""
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if exact.innermost():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
         with exact(twice=True):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-
-    def flatten_parameters(self) -> None:
-        """cuDNN's flattening would write to weights that are part of a graph."""
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        root = isinstance(self, FastModule)
-        return _blank, (self._original, root), self.__getstate__()  # type: ignore[attr-defined]
 
 
 class FastModule(_Layer):
@@ -68,9 +73,7 @@ class FastModule(_Layer):
         """P[0]."""
         if not self.track_higher_grads:
             remedy = "Only the latest parameters are kept."
-            raise ArgumentError(
-                "fmodel.init_fast_params", "track_higher_grads=True", "False", remedy=remedy
-            )
+            raise ArgumentError("fmodel.init_fast_params", "track_higher_grads=True", "False", remedy=remedy)
         return self._weights.at(0)
 
     @property
@@ -115,10 +118,13 @@ class FastModule(_Layer):
         else:
             values = weights.read("fmodel(params)", params)
             if transformed():
-                with weights.lent(values, [b.clone() for b in weights.held()]):
-                    return super().__call__(*args, **kwargs)
+                with weights.lent(values, [b.clone() for b in weights.held()]), exact(twice=True):
+                    return super().__call__(*args, **kwargs)  # type: ignore[misc]
             weights.append(values)
-        return super().__call__(*args, **kwargs)
+        if transformed():
+            with exact(twice=True):
+                return super().__call__(*args, **kwargs)  # type: ignore[misc]
+        return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
     def truncate(self) -> list[Tensor]:
         """P[0] ← P[t], cut off: the graph and the history before are let go. Returns the new P[0]."""
@@ -160,7 +166,7 @@ class FastModule(_Layer):
             for x in (*layer._parameters.values(), *layer._buffers.values(), *vars(layer).values()):
                 if isinstance(x, Tensor) and x.grad_fn is not None and id(x) not in memo:
                     memo[id(x)] = _leaf(x.clone())
-        new = _blank(self._original, True)
+        new = _blank(self._original, True, self._guarded)
         memo[id(self)] = new
         new.__setstate__(copy.deepcopy(self.__getstate__(), memo))  # type: ignore[attr-defined]
         return new
@@ -170,21 +176,32 @@ def _leaf(p: Tensor) -> Tensor:
     return p.detach().requires_grad_(p.requires_grad)
 
 
+# torch's own layers whose forward is differentiated twice by torch as it is; the rest is guarded
+_RISKY = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)
+
+
+def _risky(layer: nn.Module) -> bool:
+    ours = not type(layer).__module__.startswith("torch.nn.modules.")
+    return ours or isinstance(layer, _RISKY) or bool(layer._forward_hooks or layer._forward_pre_hooks)
+
+
 @lru_cache(maxsize=512)
-def _class_of(original: type, root: bool) -> type:
-    """The original class with the mixin in front of it."""
-    return type(f"Functional{original.__name__}", (FastModule if root else _Layer, original), {"_original": original})
+def _class_of(original: type, root: bool, guarded: bool) -> type:
+    """The original class with the mixins in front of it."""
+    mixins = (FastModule,) * root + (_Guarded,) * guarded or (_Layer,)
+    marks = {"_original": original, "_guarded": guarded}
+    return type(f"Functional{original.__name__}", (*mixins, original), marks)
 
 
-def _blank(original: type, root: bool) -> Any:
+def _blank(original: type, root: bool, guarded: bool) -> Any:
     """What pickle and deepcopy start from."""
-    cls = _class_of(original, root)
+    cls = _class_of(original, root, guarded)
     return cls.__new__(cls)
 
 
 def as_fast(module: nn.Module, weights: Weights) -> Any:
     """Turn a copy of a model, and every layer of it, into the kind that holds fast weights."""
-    for layer in module.modules():
-        layer.__class__ = _class_of(type(layer), layer is module)
+    for layer in list(module.modules()):
+        layer.__class__ = _class_of(type(layer), layer is module, _risky(layer))
     module.__dict__["_weights"] = weights
     return module

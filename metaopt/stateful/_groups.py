@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.optim import from_torch
-from metaopt.optim._torch import KNOWN, TUPLES
+from metaopt.optim._torch import KNOWN, TUPLES, settings_of
 from metaopt.types import Optimizer
 
 __all__ = ["Groups", "ImperativeGroups", "PureGroups", "factory_of", "lay_over", "shadow"]
@@ -63,7 +62,7 @@ class Groups:
         self.pure, self.trained, state = from_torch(shadow(opt, self.dicts, opt.state))
         self.state = tree.map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, state)
         self.hparams = self.pure.hparams
-        self.known = [set(inspect.signature(factory_of(type(opt)) or type(opt)).parameters)] * len(self.dicts)
+        self.known = [set(settings_of(factory_of(type(opt)) or type(opt)))] * len(self.dicts)
         self.seen = [dict(d) for d in self.dicts]
 
     def rule(self, state: Any) -> tuple[Any, Any]:

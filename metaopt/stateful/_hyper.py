@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt.errors import ArgumentError
-from metaopt.optim._torch import TUPLES
+from metaopt.optim._torch import TUPLES, settings_of
 from metaopt.stateful._groups import factory_of
 
 __all__ = ["apply_trainable_opt_params", "get_trainable_opt_params"]
@@ -72,9 +72,7 @@ def _tensor(value: Any, device: Any) -> Tensor:
 
 def _takes(factory: Any, group: Mapping[str, Any], key: str, value: Any) -> bool:
     """Tell whether the rule has such a hyperparameter, and takes a tensor for it."""
-    import inspect
-
-    names = inspect.signature(factory).parameters
+    names = settings_of(factory)
     try:
         opt = factory(**{k: v for k, v in group.items() if k in names} | {key: value})
     except (ArgumentError, TypeError):

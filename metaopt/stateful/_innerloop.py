@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from metaopt.errors import ArgumentError
-from metaopt.stateful.optim import Callback, get_diff_optim
+from metaopt.stateful._diffopt import Callback
+from metaopt.stateful.optim import get_diff_optim
 from metaopt.stateful.patch import Device, monkeypatch
 from metaopt.types import Optimizer
 
