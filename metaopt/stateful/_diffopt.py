@@ -12,6 +12,7 @@ from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.optim import to_torch
 from metaopt.stateful._groups import Groups, ImperativeGroups, PureGroups, lay_over, shadow
+from metaopt.stateful._quasi_newton import from_lbfgs
 from metaopt.stateful._recomputed import recomputed_step
 from metaopt.types import Optimizer
 
@@ -62,6 +63,8 @@ class DifferentiableOptimizer:
             self._groups = PureGroups(other, [p for p in reference if p.requires_grad])
         elif hasattr(self, "_update"):
             self._groups = ImperativeGroups(other, self)
+        elif isinstance(other, torch.optim.LBFGS):
+            self._groups = PureGroups(*from_lbfgs(other))
         else:
             self._groups = Groups(other)
         places = {id(p): i for i, p in enumerate(reference)}

@@ -122,14 +122,14 @@ class Groups:
 class PureGroups:
     """The same face for a `metaopt.Optimizer`: one group, whose settings are its hyperparameters."""
 
-    def __init__(self, opt: Optimizer, params: Sequence[Tensor]) -> None:
+    def __init__(self, opt: Optimizer, params: Sequence[Tensor], state: Any = None) -> None:
         self.pure, self.trained, self.hparams = opt, list(params), opt.hparams
-        self.state = opt.init(self.trained)
+        self.state = opt.init(self.trained) if state is None else state
         self.dicts: Dicts = [dict(opt.hparams._asdict())] if hasattr(opt.hparams, "_asdict") else []
         self.known = [set(d) for d in self.dicts]
 
     def rule(self, state: Any) -> tuple[Any, Any]:
-        if self.dicts:
+        if self.dicts and any(v is not getattr(self.hparams, k) for k, v in self.dicts[0].items()):
             self.hparams = type(self.hparams)(**self.dicts[0])
         return self.hparams, state
 

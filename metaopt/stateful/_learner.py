@@ -19,11 +19,9 @@ __all__ = ["MAML", "Learner", "MetaSGD"]
 class Learner:
     """A model on its way away from the meta-parameters: call it, `adapt` it, `clone` it."""
 
-    def __init__(self, module: Any, opt: Optimizer, hparams: Any, first_order: bool):
-        self.module, self.opt, self.hparams, self.first_order = module, opt, hparams, first_order
-        order = 1 if first_order else 2
-        self.diffopt = get_diff_optim(opt, module.parameters(), module, order=order)
-        self.diffopt.param_groups[0].update(hparams._asdict())
+    def __init__(self, module: Any, opt: Optimizer, first_order: bool) -> None:
+        self.module, self.opt, self.first_order = module, opt, first_order
+        self.diffopt = get_diff_optim(opt, module.parameters(), module, order=1 if first_order else 2)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
@@ -34,7 +32,7 @@ class Learner:
 
     def clone(self) -> Learner:
         """A learner that begins here, and stays connected."""
-        new = Learner(self.module.clone(), self.opt, self.hparams, self.first_order)
+        new = Learner(self.module.clone(), self.opt, self.first_order)
         new.diffopt.state = self.diffopt.state
         return new
 
@@ -77,7 +75,7 @@ class MAML(nn.Module):
         """A learner at the meta-parameters."""
         first_order = self.first_order if first_order is None else first_order
         fmodel = monkeypatch(self.module, copy_initial_weights=False)
-        return Learner(fmodel, self.opt, self.hparams(), first_order)
+        return Learner(fmodel, self.opt._replace(hparams=self.hparams()), first_order)
 
 
 class MetaSGD(MAML):
