@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import algorithms, errors, hypergrad, linsolve, optim, tasks, tree
+from metaopt import algorithms, errors, hypergrad, linsolve, optim, stateful, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import (
     anil,
@@ -72,6 +72,7 @@ __all__ = [
     "reptile",
     "root",
     "seeded",
+    "stateful",
     "tasks",
     "tree",
     "unroll",
