@@ -11,6 +11,7 @@ from metaopt.hypergrad import audit, plan
 from metaopt.memory import Binomial, Offload
 from metaopt.recompute import recompute
 from metaopt.root import fixed_point, root
+from metaopt.show import dress
 from metaopt.step import inner_step
 from metaopt.types import Episode, Hypergrad, LossFn, Meta, Optimizer, Unrolled
 from metaopt.unroll import unroll
@@ -46,3 +47,5 @@ __all__ = [
     "tree",
     "unroll",
 ]
+
+dress(__name__)

@@ -15,6 +15,7 @@ from metaopt.doctor._report import GOOD, Row
 from metaopt.errors import MetaoptError
 from metaopt.exact import rewrites
 from metaopt.functional import functional
+from metaopt.progress import progress
 
 __all__ = ["Calls", "probe_module", "record", "report"]
 
@@ -112,7 +113,7 @@ def probe_module(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: di
 
 def report(calls: Calls) -> list[Row]:
     """One row a module, in the model's order; a parent's failure points to the child that caused it."""
-    rows = [probe_module(path, *call) for path, call in calls.items()]
+    rows = [probe_module(path, *call) for path, call in progress(calls.items(), "doctor")]
     bad = [row.subject for row in rows if row.verdict not in GOOD]
 
     def below(row: Row) -> list[str]:

@@ -1,5 +1,6 @@
 """Training: the outer loop, its checkpoints, evaluation and pictures."""
 
+from metaopt.show import dress
 from metaopt.train._checkpoint import Checkpoint, load, restore, save
 from metaopt.train._config import CHOICES, DEFAULTS, Config, config_for
 from metaopt.train._evaluate import Evaluation, evaluate
@@ -28,3 +29,5 @@ __all__ = [
     "start",
     "train",
 ]
+
+dress(__name__)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.batch import map_tasks
+from metaopt.progress import progress
 from metaopt.step import inner_step
 from metaopt.train._config import Config
 from metaopt.train._loop import Learned, as_meta, inner_optimizer
@@ -78,7 +79,7 @@ def evaluate(
 
     how: Any = config.how
     scores = []
-    for first in range(0, num_tasks, 100):
+    for first in progress(range(0, num_tasks, 100), "evaluate"):
         count = min(100, num_tasks - first)
         episodes = problem.test.sample(count, seed, first)
         with torch.no_grad():

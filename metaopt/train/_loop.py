@@ -13,12 +13,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from metaopt import optim, tree
 from metaopt.algorithms import maml
 from metaopt.batch import map_tasks
 from metaopt.errors import ArgumentError, DivergenceError
+from metaopt.progress import bar
 from metaopt.train import _checkpoint as checkpoint
 from metaopt.train._config import Config
 from metaopt.train._problem import Problem
@@ -213,7 +213,7 @@ class _Progress:
 
     def __init__(self, config: Config, first: int, shown: bool) -> None:
         self.tasks = config.meta_batch
-        self.bar = tqdm(total=config.iterations, initial=first, disable=not shown, unit="step")
+        self.bar = bar(total=config.iterations, initial=first, disable=not shown, unit="step")
         self.smooth: dict[str, float] = {}
         self.first, self.began = first, time.perf_counter()
 
