@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
+from metaopt import errors, hypergrad, linsolve, optim, plot, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
@@ -40,6 +40,7 @@ __all__ = [
     "map_tasks",
     "optim",
     "plan",
+    "plot",
     "recompute",
     "root",
     "seeded",

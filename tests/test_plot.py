@@ -3,6 +3,7 @@
 import torch
 
 from metaopt import plot
+from metaopt.plot._curves import _running_median
 
 
 def test_a_learning_curve_has_an_axis_a_quantity_and_a_running_median() -> None:
@@ -20,7 +21,7 @@ def test_a_learning_curve_has_an_axis_a_quantity_and_a_running_median() -> None:
 
 
 def test_running_medians_of_long_runs_are_few() -> None:
-    last, medians = plot._running_median(torch.arange(60_000.0), 1200)
+    last, medians = _running_median(torch.arange(60_000.0), 1200)
     assert len(medians) < 300
     torch.testing.assert_close(last - medians.long(), torch.full_like(last, 600))
 

@@ -17,6 +17,9 @@ class Config:
     """A training run. The help texts are the command line's."""
 
     problem: str
+    algorithm: str = dataclasses.field(
+        default="maml", metadata={"help": "by name; metaopt list tells them"}, kw_only=True
+    )
     shot: int = dataclasses.field(metadata={"help": "examples to adapt on, per class"})
     query: int = dataclasses.field(metadata={"help": "examples to be judged by, per class"})
     inner_steps: int = dataclasses.field(metadata={"help": "gradient steps of the inner loop"})
@@ -65,6 +68,7 @@ class Config:
 
 CHOICES: dict[str, tuple[str, ...]] = {
     "problem": ("sinusoid", "omniglot"),
+    "algorithm": ("maml", "fomaml"),
     "learn_lr": ("no", "leaf", "step"),
     "schedule": ("cosine", "constant"),
     "split": ("vinyals", "lake"),
@@ -101,8 +105,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config_for(problem: str, **given: Any) -> Config:
-    """The problem's defaults, with what was given in their place."""
+# What an algorithm does otherwise than the problem's defaults.
+ALGORITHM_DEFAULTS: dict[str, dict[str, dict[str, Any]]] = {
+    "sinusoid": {"fomaml": {"first_order": True}},
+    "omniglot": {"fomaml": {"first_order": True}},
+}
+
+
+def config_for(problem: str, algorithm: str = "maml", **given: Any) -> Config:
+    """The defaults of the problem and the algorithm, with what was given in their place."""
     if problem not in DEFAULTS:
         raise ArgumentError("train(problem)", "'sinusoid' or 'omniglot'", repr(problem))
-    return Config(problem=problem, **(DEFAULTS[problem] | given))
+    defaults = DEFAULTS[problem] | ALGORITHM_DEFAULTS[problem].get(algorithm, {})
+    return Config(problem=problem, algorithm=algorithm, **(defaults | given))

@@ -14,57 +14,29 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt import optim, tree
-from metaopt.algorithms import maml
-from metaopt.batch import map_tasks
+from metaopt import tree
 from metaopt.errors import ArgumentError, DivergenceError
 from metaopt.progress import bar
 from metaopt.train import _checkpoint as checkpoint
 from metaopt.train._config import Config
+from metaopt.train._methods import make_method
 from metaopt.train._problem import Problem
-from metaopt.types import Episode, Meta, Optimizer
+from metaopt.types import Episode
 
-__all__ = ["Learned", "Run", "inner_optimizer", "start", "train"]
-
-
-class Learned(NamedTuple):
-    """What the outer loop learns: initial parameters, and inner step sizes or ``()``."""
-
-    params: Any
-    inner_lr: Any
+__all__ = ["Run", "start", "train"]
 
 
 class Run(NamedTuple):
     """A run at a step; all that a checkpoint holds."""
 
-    learned: Learned
+    learned: Any
     outer: Any
-
-
-def inner_optimizer(config: Config) -> Optimizer:
-    """Plain gradient descent, as in MAML."""
-    return optim.sgd(lr=config.inner_lr)
 
 
 def start(config: Config, problem: Problem) -> Run:
     """The state before the first step."""
-    rows = (config.inner_steps,) if config.learn_lr == "step" else ()
-
-    def rate(p: Tensor) -> Tensor:
-        return torch.full(rows, config.inner_lr, dtype=p.dtype, device=p.device, requires_grad=True)
-
-    params = tree.map(lambda p: p.detach().clone().requires_grad_(), problem.params)
-    inner_lr = () if config.learn_lr == "no" else tree.map(rate, params)
-    learned = Learned(params, inner_lr)
-    return Run(learned, optim.adam().init(learned))
-
-
-def as_meta(config: Config, learned: Learned) -> Meta:
-    """Parameters and hyperparameters as the inner loop takes them."""
-    hparams = inner_optimizer(config).hparams
-    if config.learn_lr != "no":
-        hparams = hparams._replace(lr=learned.inner_lr)
-    return Meta(learned.params, hparams)
+    method = make_method(config, problem)
+    return Run(method.learned, method.outer.init(method.learned))
 
 
 def meta_step(config: Config, problem: Problem) -> Callable[[Run, Episode, int], tuple[Run, Any]]:
@@ -72,42 +44,23 @@ def meta_step(config: Config, problem: Problem) -> Callable[[Run, Episode, int],
 
     ::
 
-        θ, α ← Adam(∇ mean over tasks of ℓ(unroll(θ, α, support), query))
+        φ ← outer(φ, the method's gradient over these tasks)
     """
-
-    task = maml(
-        problem.loss_fn,
-        inner_optimizer(config),
-        config.inner_steps,
-        query_loss_fn=problem.judge_fn,
-        per_step_hparams=config.learn_lr == "step",
-        order=1 if config.first_order else 2,
-    )
-    how: Any = config.how
-    over_tasks = map_tasks(
-        lambda learned, episode: task(as_meta(config, learned), episode),
-        how=how,
-        chunk_size=config.chunk_size or None,
-    )
-    adam = optim.adam()
+    method = make_method(config, problem)
 
     def step_fn(run: Run, episodes: Episode, step: int) -> tuple[Run, Any]:
-        losses, scores = over_tasks(run.learned, episodes)
-        leaves, structure = tree.flatten(run.learned)
-        grads = torch.autograd.grad(losses.mean(), leaves, materialize_grads=True)
-        _check_finite(losses, grads, run.learned, step)
+        losses, scores, grads = method.gradient(run.learned, episodes, step)
+        _check_finite(losses, tree.leaves(grads), run.learned, step)
         decay = 0.5 * (1 + math.cos(math.pi * step / config.iterations))
         decay = decay if config.schedule == "cosine" else 1.0
-        rates = Learned(
-            tree.map(lambda _: decay * config.meta_lr, run.learned.params),
-            tree.map(lambda _: decay * config.lr_lr, run.learned.inner_lr),
-        )
+        rates = tree.broadcast_prefix("train(rates)", method.rates, run.learned)
+        rates = tree.unflatten(tree.structure(run.learned), [decay * rate for rate in rates])
         with torch.no_grad():
-            gradient = _clipped(tree.unflatten(structure, grads), config.clip)
-            hparams = adam.hparams._replace(lr=rates)
-            learned, outer = adam.update(run.learned, run.outer, gradient, hparams)
+            hparams = method.outer.hparams._replace(lr=rates)
+            gradient = _clipped(grads, config.clip)
+            learned, outer = method.outer.update(run.learned, run.outer, gradient, hparams)
         learned = tree.map(lambda x: x.requires_grad_(), learned)
-        return Run(learned, outer), (losses.detach(), scores)
+        return Run(learned, outer), (losses, scores)
 
     return step_fn
 
@@ -120,7 +73,7 @@ def _clipped(gradient: Any, limit: float) -> Any:
     return tree.scale(gradient, torch.where(norm > limit, limit / norm, 1.0))
 
 
-def _check_finite(losses: Tensor, grads: Any, learned: Learned, step: int) -> None:
+def _check_finite(losses: Tensor, grads: Any, learned: Any, step: int) -> None:
     remedy = "Lower --inner-lr, --lr-lr or --meta-lr; the last checkpoint holds the step before."
     if not bool(torch.isfinite(losses).all()):
         task = int((~torch.isfinite(losses)).nonzero()[0])

@@ -20,18 +20,29 @@ __all__ = ["Problem", "conv4", "make_problem", "mlp"]
 class Problem(NamedTuple):
     """What is trained and on what.
 
-    ``loss_fn(params, batch) -> []`` adapts; ``judge_fn(params, batch) -> (loss [], score [])`` tells how
-    well, in one forward pass. ``score`` names the score: "accuracy" or "mse".
+    ``judge(outputs, y) -> (loss [], score [])`` tells how well outputs, logits say, fit; ``loss_fn(params,
+    batch) -> []`` adapts, and ``judge_fn(params, batch)`` judges, in one forward pass of
+    ``apply(params, x)``. ``module()`` builds the model anew, for those that change it. ``score`` names the
+    score: "accuracy" or "mse".
     """
 
     train: Any
     test: Any
     apply: Callable[..., Tensor]
     params: dict[str, Tensor]
-    loss_fn: Callable[[Any, Any], Tensor]
-    judge_fn: Callable[[Any, Any], tuple[Tensor, Tensor]]
+    judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     score: str
     note: str
+    module: Callable[[], nn.Module]
+
+    def loss_fn(self, params: Any, batch: Any) -> Tensor:
+        """ℓ(apply(θ, x), y)."""
+        return self.judge_fn(params, batch)[0]
+
+    def judge_fn(self, params: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """ℓ and score of apply(θ, x), y."""
+        x, y = batch
+        return self.judge(self.apply(params, x), y)
 
 
 def mlp(width: int = 40, depth: int = 2) -> nn.Module:
@@ -73,34 +84,19 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
     Raises: ArgumentError for a device that is not there, or Omniglot without a folder; DataError.
     """
     on: dict[str, Any] = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        sinusoid = config.problem == "sinusoid"
-        module = mlp(config.width) if sinusoid else conv4(config.way, config.width)
-    apply, params, _ = functional(module.to(**on))
+    sinusoid = config.problem == "sinusoid"
+
+    def module() -> nn.Module:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            made = mlp(config.width) if sinusoid else conv4(config.way, config.width)
+            return made.to(**on)
+
+    apply, params, _ = functional(module())
     if sinusoid:
         draw = tasks.sinusoid(config.shot, config.query, **on)
-
-        def mse(params: Any, batch: Any) -> Tensor:
-            x, y = batch
-            return ((apply(params, x) - y) ** 2).mean()
-
-        def judge_mse(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
-            error = mse(params, batch)
-            return error, error.detach()
-
         note = "sinusoids, new at every draw"
-        return Problem(draw, draw, apply, params, mse, judge_mse, "mse", note)
-
-    def cross_entropy(params: Any, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(apply(params, x), y)
-
-    def judge_classes(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        x, y = batch
-        logits = apply(params, x)
-        return F.cross_entropy(logits, y), (logits.argmax(-1) == y).to(x.dtype).mean()
-
+        return Problem(draw, draw, apply, params, _mse, "mse", note, module)
     if not config.data:
         raise ArgumentError(
             "train(data)",
@@ -112,4 +108,13 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
     train = tasks.omniglot(config.data, config.split, "train", **shape, **on, download=download)
     test = tasks.omniglot(config.data, config.split, "test", **shape, **on, download=download)
     note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
-    return Problem(train, test, apply, params, cross_entropy, judge_classes, "accuracy", note)
+    return Problem(train, test, apply, params, _classified, "accuracy", note, module)
+
+
+def _mse(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    error = ((outputs - y) ** 2).mean()
+    return error, error.detach()
+
+
+def _classified(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return F.cross_entropy(logits, y), (logits.argmax(-1) == y).to(logits.dtype).mean()
