@@ -174,8 +174,8 @@ def _row(
         norm=float(g.norm()) / size if size else float("nan"),
         error=float((g - reference).norm()) / size if size else float("nan"),
         slope_error=worst,
-        residual=float(aux.solve.residual) if solved else float("nan"),
-        optimality=float(aux.optimality) if solved else float("nan"),
+        residual=float(aux.solve.residual.detach()) if solved else float("nan"),
+        optimality=float(aux.optimality.detach()) if solved else float("nan"),
         seconds=seconds,
         peak=peak,
     )

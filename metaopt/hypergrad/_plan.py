@@ -109,7 +109,7 @@ def plan(problem: Problem, budget: float | None = None, phi: Any = None) -> Plan
         peak = wide + (math.ceil(total / k) - 4) * c + (k - 4) * slope
         rows.append(Strategy(memory, int(peak), f_k * total))  # type: ignore[arg-type]
 
-    e = (d3 - d1) / 2
+    e = max(d3 - d1, 0) / 2  # tiny carries drown in when Python frees what it no longer needs
     for slots in (2, 4, 8, 16, 32):
         work = (repetitions(total, slots) + 2) / (repetitions(16, 1) / 2 + 2)
         rows.append(Strategy(Binomial(slots), int(d1 + (slots - 1) * e), f_1 * work * total))

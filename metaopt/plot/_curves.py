@@ -37,9 +37,8 @@ def learning_curve(lines: Sequence[dict[str, float]], score: str = "accuracy") -
         axis.plot(steps[last], medians, color=colour, label=f"median of {width}")
         axis.set(xlabel="outer step", ylabel=f"query {name}")
         axis.set_yscale("log" if name == "loss" else "linear")
-        if name == "loss":  # 0.3 instead of 3 × 10⁻¹, and no labels between where they would overlap
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.yaxis.set_minor_formatter("{x:.1g}" if values.max() < 20 * values.min() else "")
+        if name == "loss":
+            _plain_numbers(axis)
         axis.grid(alpha=0.3, which="both")
         axis.legend(frameon=False)
     return fig
@@ -72,7 +71,16 @@ def inner_losses(losses: Tensor | Mapping[str, Tensor], *, log: bool = True) -> 
     positive = all(bool((values > 0).all()) for values in lines.values())
     axis.set(xlabel="inner step", ylabel="inner loss", yscale="log" if log and positive else "linear")
     axis.xaxis.get_major_locator().set_params(integer=True)
+    if axis.get_yscale() == "log":
+        _plain_numbers(axis)
     axis.grid(alpha=0.3)
     if isinstance(losses, Mapping):
         axis.legend(frameon=False)
     return fig
+
+
+def _plain_numbers(axis: Any) -> None:
+    """0.3 instead of 3 × 10⁻¹, and no labels between where they would overlap."""
+    low, high = axis.get_ylim()
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.yaxis.set_minor_formatter("{x:.1g}" if high < 20 * low else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from metaopt.errors import MissingExtraError
@@ -21,6 +22,7 @@ def figure(**kwargs: Any) -> Any:
     Raises: MissingExtraError if matplotlib is not installed.
     """
     try:
+        importlib.import_module("matplotlib.figure")
         from metaopt.plot._picture import Picture
     except ImportError as error:
         raise MissingExtraError(

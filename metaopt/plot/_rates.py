@@ -43,8 +43,7 @@ def rates(values: Any, *, start: float | None = None, per_step: bool = False, na
             label = "5 to 95 % of the entries" if not axis.collections else None
             axis.hlines(row, low, high, color=BLUE, linewidth=2, alpha=0.5, label=label)
     axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()
-    axis.set(xlabel=name)
+    axis.set(xlabel=name, ylim=(len(names) - 0.5, -0.5))
     axis.grid(alpha=0.3, axis="x")
     if start is not None or axis.collections:
         fig.legend(*axis.get_legend_handles_labels(), loc="outside lower center", ncols=3, frameon=False)

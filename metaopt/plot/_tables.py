@@ -14,7 +14,7 @@ __all__ = ["agreement", "costs"]
 
 
 class _Panel(NamedTuple):
-    """One column of dots; ``exact`` is where nothing is wrong."""
+    """One column of dots; ``exact`` is where nothing is wrong. Without ``log``, from −1 to 1."""
 
     title: str
     values: list[float]
@@ -93,9 +93,9 @@ def _dots(names: Sequence[str], panels: Sequence[_Panel], colours: Sequence[str]
         if panel.log:
             _decades(axis, panel.values)
         else:
-            axis.set_xlim(min(0.0, *panel.values) - 0.1, 1.1)
+            axis.set(xlim=(-1.3, 1.3), xticks=[-1, 0, 1])
         axis.set_yticks(range(len(names)), names)
-    axis.invert_yaxis()  # shared by all
+    axis.set_ylim(len(names) - 0.4, -0.6)  # shared by all; the first on top
     return fig
 
 
@@ -104,6 +104,7 @@ def _decades(axis: Any, values: Sequence[float]) -> None:
     low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
     every = max(math.ceil((high - low) / 3), 1)
     ticks = range(low, high + every, every)
-    axis.set(xscale="log", xlim=(10.0 ** (low - 0.3), 10.0 ** (ticks[-1] + 0.3)))
+    margin = 0.15 * (ticks[-1] - low)  # where a label would meet that of the next panel
+    axis.set(xscale="log", xlim=(10.0 ** (low - margin), 10.0 ** (ticks[-1] + margin)))
     axis.set_xticks([10.0**k for k in ticks], [f"$10^{{{k}}}$" for k in ticks], minor=False)
     axis.set_xticks([], minor=True)
