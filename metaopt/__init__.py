@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import algorithms, errors, hypergrad, linsolve, optim, stateful, tasks, tree
+from metaopt import algorithms, errors, hypergrad, linsolve, optim, plot, stateful, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import (
     anil,
@@ -27,6 +27,7 @@ from metaopt.hypergrad import audit, plan
 from metaopt.memory import Binomial, Offload
 from metaopt.recompute import recompute
 from metaopt.root import fixed_point, root
+from metaopt.show import dress
 from metaopt.step import inner_step
 from metaopt.types import Episode, Hypergrad, LossFn, Meta, Optimizer, Unrolled
 from metaopt.unroll import unroll
@@ -66,6 +67,7 @@ __all__ = [
     "metaoptnet",
     "optim",
     "plan",
+    "plot",
     "protonet",
     "r2d2",
     "recompute",
@@ -78,3 +80,5 @@ __all__ = [
     "unroll",
     "warpgrad",
 ]
+
+dress(__name__)

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, DivergenceError
+from metaopt.progress import bar
 from metaopt.train import _checkpoint as checkpoint
 from metaopt.train._config import Config
 from metaopt.train._methods import make_method
@@ -166,7 +166,7 @@ class _Progress:
 
     def __init__(self, config: Config, first: int, shown: bool) -> None:
         self.tasks = config.meta_batch
-        self.bar = tqdm(total=config.iterations, initial=first, disable=not shown, unit="step")
+        self.bar = bar(total=config.iterations, initial=first, disable=not shown, unit="step")
         self.smooth: dict[str, float] = {}
         self.first, self.began = first, time.perf_counter()
 
