@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
+from metaopt import errors, hypergrad, linsolve, optim, tasks, train, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
@@ -43,6 +43,7 @@ __all__ = [
     "root",
     "seeded",
     "tasks",
+    "train",
     "tree",
     "unroll",
 ]
