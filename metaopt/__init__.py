@@ -1,6 +1,6 @@
 """metaopt: functional, torch.func-native meta-learning. ``import metaopt as mo``."""
 
-from metaopt import algorithms, errors, hypergrad, linsolve, optim, plot, stateful, tasks, tree
+from metaopt import algorithms, errors, hypergrad, linsolve, optim, plot, stateful, tasks, train, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import (
     anil,
@@ -76,6 +76,7 @@ __all__ = [
     "seeded",
     "stateful",
     "tasks",
+    "train",
     "tree",
     "unroll",
     "warpgrad",

@@ -273,12 +273,13 @@ def functional(
     if not isinstance(module, nn.Module):
         raise ArgumentError("functional(module)", "an nn.Module", type(module).__name__)
     module = getattr(module, "_orig_mod", module)
-    if type(module).__name__ in _PARALLEL:
+    if type(module).__name__ in _PARALLEL or hasattr(module, "set_requires_gradient_sync"):
         raise ArgumentError(
             "functional(module)",
             "a bare module",
             type(module).__name__,
-            remedy="Pass its .module: a functional call does not synchronise gradients, silently.",
+            remedy="Pass its .module, or the module before fully_shard, for a functional call does not synchronise gradients, and call "
+            "metaopt.train.reduce_gradients once after the outer backward.",
         )
     if batch_norm not in (None, "transductive", "frozen", "per_step"):
         expected = "'transductive', 'frozen', 'per_step' or None"
