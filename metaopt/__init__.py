@@ -2,7 +2,14 @@
 
 from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
 from metaopt._version import version as __version__
-from metaopt.algorithms import maml
+from metaopt.algorithms import (
+    classification,
+    learned_lstm,
+    learned_mlp,
+    maml,
+    quadratics,
+    train_learned_optimizer,
+)
 from metaopt.batch import choose, map_tasks
 from metaopt.doctor import doctor
 from metaopt.exact import exact, seeded
@@ -27,6 +34,7 @@ __all__ = [
     "__version__",
     "audit",
     "choose",
+    "classification",
     "doctor",
     "errors",
     "exact",
@@ -34,15 +42,19 @@ __all__ = [
     "functional",
     "hypergrad",
     "inner_step",
+    "learned_lstm",
+    "learned_mlp",
     "linsolve",
     "maml",
     "map_tasks",
     "optim",
     "plan",
+    "quadratics",
     "recompute",
     "root",
     "seeded",
     "tasks",
+    "train_learned_optimizer",
     "tree",
     "unroll",
 ]
