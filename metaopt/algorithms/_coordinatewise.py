@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -79,5 +80,5 @@ def dense(
             torch.randn(fan_in, fan_out, generator=generator, dtype=torch.float64).to(dtype) / fan_in**0.5,
             torch.zeros(fan_out, dtype=dtype),
         )
-        for fan_in, fan_out in zip(sizes[:-1], sizes[1:], strict=True)
+        for fan_in, fan_out in itertools.pairwise(sizes)
     )

@@ -13,6 +13,7 @@ from metaopt.types import Optimizer
 
 __all__ = ["LearnedMLPHParams", "LearnedMLPMemory", "learned_mlp"]
 
+LEVEL = float(__import__("os").environ.get("LEVEL", "10"))
 HORIZONS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 TINY = 1e-12  # under the root of a second moment
 
@@ -97,7 +98,7 @@ def features(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> Tensor:
     root = (v + TINY).sqrt()[..., None]
     raw = torch.cat([g[..., None], p[..., None], m], -1)
     mean = (raw * raw).mean(size, keepdim=True) + TINY
-    level = torch.log(mean[..., :1]) / 10
+    level = torch.log(mean[..., :1]) / LEVEL
     among = torch.log((v + TINY) / (v.mean() + TINY))[..., None] / 10
     steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
     own = [raw * mean.rsqrt(), g[..., None] / root, m / root, among]

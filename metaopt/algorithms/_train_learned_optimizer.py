@@ -90,7 +90,8 @@ def train_learned_optimizer(
             phases: Metz et al. 2022, arXiv:2203.11860.
 
     >>> import metaopt as mo
-    >>> out = train_learned_optimizer(mo.learned_lstm(), mo.quadratics(2), meta_steps=3, window=5, num_steps=10)
+    >>> opt, tasks = mo.learned_lstm(), mo.quadratics(dim=2)
+    >>> out = train_learned_optimizer(opt, tasks, meta_steps=3, window=5, num_steps=10)
     >>> out.losses.shape
     torch.Size([3])
     """
@@ -115,7 +116,9 @@ def train_learned_optimizer(
         return Inner(params, state, batch, torch.zeros(num_tasks, dtype=torch.int64))
 
     if carry is None:
-        phase = torch.randint(num_steps // window, (num_tasks,), generator=torch.Generator().manual_seed(seed))
+        phase = torch.randint(
+            num_steps // window, (num_tasks,), generator=torch.Generator().manual_seed(seed)
+        )
         start = fresh(0)._replace(age=window * phase)
         signs = (start,) if estimator == "truncated" else (start, start)
         xi = [x.new_zeros(num_tasks, *x.shape) for x in theta]

@@ -48,7 +48,8 @@ def advance(
         return opt.update(params, state, tree.detach(grads), hparams)
 
     rule = opt if order == 2 else opt._replace(update=update)  # the losses keep their derivatives
-    batch, last, steps = inner.batch, inner.batch, window
+    batch, last = inner.batch, inner.batch
+    steps: int | None = window
     if tasks.stepped:
         rows = inner.age + torch.arange(window + 1, device=inner.age.device)
         rolled = tree.map(lambda x: x.index_select(0, rows), batch)
@@ -66,10 +67,10 @@ def truncated_window(run: Run, phi: list[Tensor], inner: tuple[Inner, ...]) -> A
     value, moved = map_tasks(run, how="vmap")(phi, *inner)
     finite = value.isfinite()
     mean = torch.where(finite, value, 0.0).sum() / finite.sum().clamp_min(1)
-    grad = torch.autograd.grad(mean, phi)
+    grad = list(torch.autograd.grad(mean, phi))
     if not all(bool(g.isfinite().all()) for g in grad):
         grad = [torch.zeros_like(g) for g in grad]
-    return list(grad), value.detach(), (tree.detach(moved),)
+    return grad, value.detach(), (tree.detach(moved),)
 
 
 def pes_window(
