@@ -25,5 +25,16 @@ from metaopt.algorithms._hyper_cleaning import hyper_cleaning, project_weights
 from metaopt.algorithms._learned_decay import learned_decay
 from metaopt.algorithms._learned_loss import LearnedLoss, learned_loss
 from metaopt.algorithms._reweight import Reweighted, reweight
+from metaopt.algorithms._coordinatewise import CoordinatewiseState
+from metaopt.algorithms._hypergradient_descent import HypergradientDescentHParams, HypergradientDescentState, hypergradient_descent
+from metaopt.algorithms._learn_hparams import LearnedHParams, learn_hparams
+from metaopt.algorithms._learned_lstm import LearnedLSTMHParams, LearnedLSTMMemory, learned_lstm
+from metaopt.algorithms._learned_mlp import LearnedMLPHParams, LearnedMLPMemory, learned_mlp
+from metaopt.algorithms._maml_rl import MamlRL, maml_rl
+from metaopt.algorithms._navigation import Navigation, Trajectories, navigation
+from metaopt.algorithms._optimization_tasks import OptimizationTasks, classification, quadratics
+from metaopt.algorithms._policy_gradient import Policy, gaussian_policy, policy_gradient_loss
+from metaopt.algorithms._torch_optimizer import TorchOptimizer
+from metaopt.algorithms._train_learned_optimizer import MetaCarry, TrainedOptimizer, train_learned_optimizer
 
-__all__ = ["anil", "prototypes", "protonet", "maml", "Reweighted", "learned_augmentation", "maml_plus_plus_init", "jitter", "Search", "Distilled", "Gimli", "turn", "Bilevel", "split", "project_weights", "warpgrad", "LearnedLoss", "bilevel", "svm_dual", "meta_curvature_init", "Genotype", "cavia", "Part", "RidgeHead", "r2d2", "gimli", "multi_step_weights", "boil", "darts_gradient", "learned_loss", "meta_sgd", "learned_decay", "reweight", "fomaml", "ridge", "genotype", "distillation", "reptile", "hyper_cleaning", "GimliState", "imaml", "darts", "meta_curvature", "metaoptnet", "meta_sgd_init", "Zero", "Cell", "maml_plus_plus"]
+__all__ = ["learned_decay", "LearnedMLPMemory", "policy_gradient_loss", "cavia", "HypergradientDescentHParams", "learned_augmentation", "Genotype", "reweight", "TrainedOptimizer", "train_learned_optimizer", "LearnedHParams", "genotype", "metaoptnet", "quadratics", "meta_sgd", "prototypes", "OptimizationTasks", "Policy", "hypergradient_descent", "project_weights", "svm_dual", "Part", "RidgeHead", "gaussian_policy", "Gimli", "learned_lstm", "Navigation", "gimli", "protonet", "ridge", "reptile", "darts", "Distilled", "Zero", "Cell", "multi_step_weights", "darts_gradient", "HypergradientDescentState", "learned_mlp", "LearnedMLPHParams", "learned_loss", "TorchOptimizer", "MamlRL", "imaml", "r2d2", "LearnedLSTMHParams", "maml_plus_plus", "maml_plus_plus_init", "Reweighted", "bilevel", "warpgrad", "meta_curvature", "Trajectories", "Search", "fomaml", "maml_rl", "LearnedLoss", "maml", "boil", "navigation", "classification", "anil", "turn", "meta_sgd_init", "split", "distillation", "hyper_cleaning", "LearnedLSTMMemory", "CoordinatewiseState", "GimliState", "Bilevel", "MetaCarry", "learn_hparams", "jitter", "meta_curvature_init"]
