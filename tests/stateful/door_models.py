@@ -73,9 +73,7 @@ def hooked() -> nn.Module:
 
 
 def weight_normed() -> nn.Module:
-    return nn.Sequential(
-        parametrizations.weight_norm(nn.Linear(4, HIDDEN)), nn.Tanh(), nn.Linear(HIDDEN, 2)
-    )
+    return nn.Sequential(parametrizations.weight_norm(nn.Linear(4, HIDDEN)), nn.Tanh(), nn.Linear(HIDDEN, 2))
 
 
 def old_weight_norm() -> nn.Module:

@@ -160,6 +160,13 @@ def test_recomputation_refuses_what_it_would_lose() -> None:
             diffopt.step(lambda: loss_of(fmodel, batch(0)) * temperature, recompute=True)
         with pytest.raises(ArgumentError, match=r"step\(recompute\): expected a function of the loss"):
             diffopt.step(loss_of(fmodel, batch(0)), recompute=True)
+        step = 0
+        diffopt.step(lambda: loss_of(fmodel, batch(step)), recompute=True)
+        step = 1  # bound late
+        with pytest.raises(
+            CaptureError, match=r"step\(loss\): expected the loss .* again .* Bind what changes"
+        ):
+            grad(loss_of(fmodel, batch(9)), list(fmodel.parameters(time=0)))
         diffopt.step(lambda t: loss_of(fmodel, batch(0)) * t, phi=(temperature,))
         assert grad(fmodel[0].weight.sum(), temperature)[0].abs() > 0
 
@@ -193,7 +200,10 @@ def test_a_thousand_contexts_leave_nothing_behind() -> None:
 
 def test_a_long_first_order_loop_is_flat() -> None:
     model, batch = build("mlp")
-    with innerloop_ctx(model, o.SGD(model.parameters(), lr=0.01), track_higher_grads=False) as (fmodel, diffopt):
+    with innerloop_ctx(model, o.SGD(model.parameters(), lr=0.01), track_higher_grads=False) as (
+        fmodel,
+        diffopt,
+    ):
         for step in range(5):
             diffopt.step(loss_of(fmodel, batch(step)))
         before = live_tensors()

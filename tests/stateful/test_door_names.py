@@ -100,7 +100,9 @@ def test_override_forms_and_their_errors() -> None:
         assert [h.beta1 for h in diffopt.hparams] == [betas[0][0], 0.8]
         found = grad(loss_of(fmodel, batch(3)), [lr, *betas[0]])
         assert all(g.abs() > 0 for g in found)
-        with pytest.raises(ArgumentError, match=r"step\(override\): expected one of .*'lr'.* got 'learning_rate'"):
+        with pytest.raises(
+            ArgumentError, match=r"step\(override\): expected one of .*'lr'.* got 'learning_rate'"
+        ):
             diffopt.step(loss_of(fmodel, batch(3)), override={"learning_rate": [0.1]})
         with pytest.raises(ValueError, match=r"expected 1 value, or one for each of 2 groups, got 3 at 'lr'"):
             diffopt.step(loss_of(fmodel, batch(3)), override={"lr": [0.1, 0.2, 0.3]})
@@ -222,7 +224,9 @@ def test_trainable_hyperparameters_there_and_back() -> None:
         assert group["lr"] == pytest.approx(lr)
         assert group["betas"] == pytest.approx((0.9, 0.999))
         assert type(group["betas"]) is tuple
-    with pytest.raises(ArgumentError, match=r"apply_trainable_opt_params\(override\): expected one of .*'nope'"):
+    with pytest.raises(
+        ArgumentError, match=r"apply_trainable_opt_params\(override\): expected one of .*'nope'"
+    ):
         higher.apply_trainable_opt_params(other, {"nope": [1.0]})
     with pytest.raises(ArgumentError, match=r"expected 1 value, or one for each of 2 groups, got 3"):
         higher.apply_trainable_opt_params(other, {"lr": [1.0, 2.0, 3.0]})
@@ -286,7 +290,10 @@ def test_a_rule_written_for_higher() -> None:
     model, _, batch = make()
     lr = torch.tensor(0.1, dtype=torch.float64, requires_grad=True)
     higher.register_optim(Momentum, DifferentiableMomentum)
-    with higher.innerloop_ctx(model, Momentum(model.parameters()), override={"lr": [lr]}) as (fmodel, diffopt):
+    with higher.innerloop_ctx(model, Momentum(model.parameters()), override={"lr": [lr]}) as (
+        fmodel,
+        diffopt,
+    ):
         assert type(diffopt) is DifferentiableMomentum
         for step in range(3):
             diffopt.step(loss_of(fmodel, batch(step)))
@@ -323,7 +330,9 @@ def test_bad_calls_are_named() -> None:
         higher.innerloop_ctx(model, opt, order=3).__enter__()
     with pytest.raises(ArgumentError, match=r"monkeypatch\(history\): expected an integer >= 1"):
         higher.innerloop_ctx(model, opt, history=0).__enter__()
-    with pytest.raises(ArgumentError, match=r"functional\(module\): expected a bare module, got DataParallel"):
+    with pytest.raises(
+        ArgumentError, match=r"functional\(module\): expected a bare module, got DataParallel"
+    ):
         higher.monkeypatch(nn.DataParallel(model))
     with higher.innerloop_ctx(model, opt) as (fmodel, diffopt):
         with pytest.raises(ArgumentError, match=r"monkeypatch\(module\): expected a module, got an fmodel"):
