@@ -1,4 +1,4 @@
-"""What there is to choose from: algorithms, estimators, optimizers, each with the line that says what it is."""
+"""What there is to choose from: algorithms, estimators, optimizers, each with a line on what it is."""
 
 from __future__ import annotations
 
