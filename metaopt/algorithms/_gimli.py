@@ -43,7 +43,7 @@ def gimli(
     num_lookahead: int = 1,
     evaluate_at: Sequence[int] | None = None,
 ) -> Gimli:
-    """One step of training a model while the optimizer's and the loss's parameters φ are learned.
+    """GIMLI: train a model, and learn the optimizer's and the loss's parameters φ on the way.
 
     ::
 
