@@ -68,7 +68,8 @@ def test_two_steps_find_chebyshev_rates() -> None:
 )
 def test_every_hyperparameter_moves_and_the_run_gets_better(opt: mo.Optimizer) -> None:
     run = problem(opt)
-    out = mo.learn_hparams(run, meta_steps=25, coordinates={})
+    decays = {"alpha": "logit"} if hasattr(opt.hparams, "alpha") else {}
+    out = mo.learn_hparams(run, meta_steps=25, coordinates=decays)
     assert out.values[-1] < 0.8 * out.values[0]
     for field, old, new in zip(opt.hparams._fields, opt.hparams, out.hparams, strict=True):
         if isinstance(old, Tensor):
