@@ -37,7 +37,7 @@ def learned_mlp(
     *,
     second_decay: float = 0.99,
     step_scale: float = 0.1,
-    exp_scale: float = float(__import__('os').environ.get('EXP','1')),
+    exp_scale: float = float(__import__("os").environ.get("EXP", "1")),
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
@@ -72,7 +72,10 @@ def learned_mlp(
         if isinstance(beta, bool) or not 0 <= beta < 1:
             raise ArgumentError("learned_mlp(decays)", "numbers in [0, 1)", repr(beta))
     import os
-    inputs = (4+3*len(decays)+len(HORIZONS)) if os.environ.get('LS') else 5 + 2 * len(decays) + len(HORIZONS)
+
+    inputs = (
+        (4 + 3 * len(decays) + len(HORIZONS)) if os.environ.get("LS") else 5 + 2 * len(decays) + len(HORIZONS)
+    )
     layers = dense((inputs, *hidden, 2), torch.Generator().manual_seed(seed), dtype)
     *inner, (weight, bias) = layers
     hparams = LearnedMLPHParams((*inner, (weight / 10, bias)))
@@ -103,12 +106,14 @@ def features(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> Tensor:
     level = torch.log(mean[..., :1]) / LEVEL
     among = torch.log((v + TINY) / (v.mean() + TINY))[..., None] / 10
     import os
+
     if os.environ.get("LS"):
         from metaopt.algorithms._learned_lstm import log_and_sign
+
         k = float(os.environ["LS"])
         seen = log_and_sign(torch.cat([g[..., None], m], -1), k).flatten(-2)
         steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
-        own = [p[..., None]*mean[...,1:2].rsqrt(), g[..., None] / root, m / root, seen]
+        own = [p[..., None] * mean[..., 1:2].rsqrt(), g[..., None] / root, m / root, seen]
         return torch.cat([*own, steps.to(p.dtype).expand(*p.shape, -1)], -1)
     steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
     own = [raw * mean.rsqrt(), g[..., None] / root, m / root, among]
