@@ -91,6 +91,4 @@ def sm3(
 
     template, hparams = SM3State(COUNTER, ZEROS, AXES), SM3HParams(lr, momentum, beta2, eps)
     bounds = {"lr": RATE, "momentum": DECAY, "beta2": (0.0, 1.0 + 2.0**-52), "eps": RATE}
-    return leafwise(
-        "sm3", rule, SM3State(COUNTER, ZEROS, AXES), SM3HParams(lr, momentum, beta2, eps), bounds, real=True
-    )
+    return leafwise("sm3", rule, template, hparams, bounds, real=True)
