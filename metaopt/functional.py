@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -12,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from metaopt.errors import ArgumentError, StructureError, VmapError
 from metaopt.exact import Statistics, batched, exact, mapped
+from metaopt.skeleton import skeleton
 
 __all__ = ["Apply", "functional"]
 
@@ -137,7 +137,7 @@ class Apply:
 
     def eval(self) -> Apply:
         """The same function with every layer in eval mode: running statistics are used, none is kept."""
-        module = _skeleton(self.module).eval()
+        module = skeleton(self.module).eval()
         return Apply(module, self.names, self.params, self.buffers, self.stacked, self.num_rows)
 
     def _run(
@@ -170,16 +170,6 @@ class Apply:
     def __repr__(self) -> str:
         name = type(self.module).__name__
         return f"Apply({name}, {len(self.params)} params, {len(self.buffers)} buffers)"
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """A copy of the module that shares its tensors: swapping them there leaves the original alone."""
-    memo: dict[int, Any] = {}
-    for layer in module.modules():
-        for value in (*layer._parameters.values(), *layer._buffers.values(), *vars(layer).values()):
-            if isinstance(value, Tensor):
-                memo[id(value)] = value
-    return copy.deepcopy(module, memo)
 
 
 def _slots(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -246,12 +236,13 @@ def functional(
     if not isinstance(module, nn.Module):
         raise ArgumentError("functional(module)", "an nn.Module", type(module).__name__)
     module = getattr(module, "_orig_mod", module)
-    if type(module).__name__ in _PARALLEL:
+    if type(module).__name__ in _PARALLEL or hasattr(module, "set_requires_gradient_sync"):
         raise ArgumentError(
             "functional(module)",
             "a bare module",
             type(module).__name__,
-            remedy="Pass its .module: a functional call does not synchronise gradients, silently.",
+            remedy="Pass its .module, or the module before fully_shard, for a functional call does not "
+            "synchronise gradients, and call metaopt.train.reduce_gradients once after the outer backward.",
         )
     if batch_norm not in (None, "transductive", "frozen", "per_step"):
         expected = "'transductive', 'frozen', 'per_step' or None"
@@ -261,7 +252,7 @@ def functional(
         raise ArgumentError("functional(num_steps)", expected, repr(num_steps))
     if per_step_affine and batch_norm != "per_step":
         raise ArgumentError("functional(per_step_affine)", "batch_norm='per_step' with it", repr(batch_norm))
-    module = _skeleton(module)
+    module = skeleton(module)
     for layer in module.modules():
         if isinstance(layer, _NormBase) and batch_norm == "transductive":
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None

@@ -16,6 +16,7 @@ from metaopt.doctor._report import GOOD, Row
 from metaopt.errors import MetaoptError
 from metaopt.exact import collecting, rewrites
 from metaopt.functional import functional
+from metaopt.progress import progress
 
 __all__ = ["Call", "Calls", "probe_module", "record", "report"]
 
@@ -132,7 +133,7 @@ def probe_module(path: str, call: Call) -> Row:
 
 def report(calls: Calls) -> list[Row]:
     """One row a module, in the model's order; a parent's failure points to the child that caused it."""
-    rows = [probe_module(path, call) for path, call in calls.items()]
+    rows = [probe_module(path, call) for path, call in progress(calls.items(), "doctor")]
     bad = [row.subject for row in rows if row.verdict not in GOOD]
 
     def below(row: Row) -> list[str]:

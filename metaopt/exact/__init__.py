@@ -5,7 +5,7 @@ place, and when. Every entry that stands for a fault of torch names its issue an
 on the day torch is mended.
 """
 
-from metaopt.exact._levels import batched, mapped
+from metaopt.exact._levels import batched, mapped, transformed
 from metaopt.exact._mode import exact, rewrites
 from metaopt.exact._norms import Statistics, collecting
 from metaopt.exact._random import current_draws, seeded, task_keys
@@ -20,4 +20,5 @@ __all__ = [
     "rewrites",
     "seeded",
     "task_keys",
+    "transformed",
 ]

@@ -125,22 +125,26 @@ def leafwise(
 
         return make_state(map(start, template))
 
-    def update(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
-        leaves, structure = tree.flatten(params)
-        gradients = gradients_of(f"{name}.update(grads)", grads, params, leaves, structure)
-        check_type(
-            f"{name}.update(state)", state, template, "Start from what this optimizer's init(params) returns."
-        )
-        check_type(f"{name}.update(hparams)", hparams_, hparams, "Start from this optimizer's hparams.")
-        check_bounds(name, hparams_, bounds)
+    def check_hparams(h: Any) -> None:
+        check_type(f"{name}.update(hparams)", h, hparams, "Start from this optimizer's hparams.")
+        check_bounds(name, h, bounds)
         for hparam, field in (needs or {}).items():
-            if getattr(template, field) is ABSENT and not is_zero(getattr(hparams_, hparam)):
+            if getattr(template, field) is ABSENT and not is_zero(getattr(h, hparam)):
                 raise ArgumentError(
                     f"{name}.update(hparams.{hparam})",
                     f"0, since this optimizer was built with {hparam}=0 and keeps no {field}",
                     "another value",
                     remedy=f"Build it with {name}({hparam}=...); a tensor keeps it switched on at 0.",
                 )
+
+    def update(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
+        leaves, structure = tree.flatten(params)
+        gradients = gradients_of(f"{name}.update(grads)", grads, params, leaves, structure)
+        check_type(
+            f"{name}.update(state)", state, template, "Start from what this optimizer's init(params) returns."
+        )
+        if hparams_ is not hparams:  # its own were checked when it was built
+            check_hparams(hparams_)
         if not leaves:
             return params, state
         columns: dict[str, Rows] = {}
