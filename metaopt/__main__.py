@@ -32,7 +32,14 @@ def _parser() -> argparse.ArgumentParser:
         sub = problems.add_parser(problem, help=f"few-shot {problem}")
         _add_options(sub, defaults)
         sub.add_argument("--out", type=Path, default=Path("runs") / problem, help="folder for the results")
-        sub.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+        sub.add_argument(
+            "--resume",
+            nargs="?",
+            choices=["auto"],
+            const=True,
+            default=False,
+            help="go on from the checkpoint in --out; auto: start where there is none",
+        )
         sub.add_argument("--checkpoint-every", type=int, default=200, metavar="N", help="outer steps")
         sub.add_argument("--eval-tasks", type=int, default=600, metavar="N", help="test tasks at the end")
         sub.add_argument("--no-pictures", action="store_true", help="do without matplotlib")
@@ -67,10 +74,10 @@ def _config(options: argparse.Namespace) -> train.Config:
     """The run's configuration; with --resume the checkpoint's, which what is given must not contradict."""
     fields = {field.name for field in dataclasses.fields(train.Config)}
     given = {k: v for k, v in vars(options).items() if k in fields and k != "problem"}
-    if not options.resume:
-        return train.config_for(options.problem, **given)
     path = options.out / "checkpoint.pt"
-    config = train.load(path).config
+    config = train.resumed_config(options.out, options.resume)
+    if config is None:
+        return train.config_for(options.problem, **given)
     for name, value in (given | {"problem": options.problem}).items():
         saved = getattr(config, name)
         if saved != value and name not in ("data", "device"):
@@ -102,23 +109,34 @@ def _train(options: argparse.Namespace) -> int:
     _check_counts(options, eval_tasks=2, checkpoint_every=1)
     if not options.no_pictures:
         plot.figure()  # a missing extra is told before the work, not after it
+    with train.process_group(getattr(options, "device", "cpu")) as here:
+        return _train_here(options, here.rank == 0)
+
+
+def _train_here(options: argparse.Namespace, first: bool) -> int:
+    """Train as one of the ranks that torchrun has started, or as the only one; the first one reports."""
     config = _config(options)
     _use_threads(config)
     problem = train.make_problem(config, download=getattr(options, "download", False))
-    print(f"{config.problem}: {problem.note}", flush=True)
-    run, step = train.train(
+    if first:
+        print(f"{config.problem}: {problem.note}", flush=True)
+    fitted = train.train(
         config, problem, options.out, resume=options.resume, checkpoint_every=options.checkpoint_every
     )
-    if step < config.iterations:
+    if not first:
+        return 0
+    for note in fitted.notes:
+        print(note, file=sys.stderr)
+    if fitted.step < config.iterations:
         print(
-            f"Stopped at step {step} and saved. Go on with: "
+            f"Stopped at step {fitted.step} and saved. Go on with: "
             f"python -m metaopt train {config.problem} --out {options.out} --resume"
         )
         return _INTERRUPTED
     kept = [options.out / "checkpoint.pt", options.out / "metrics.jsonl"]
-    print(train.evaluate(config, problem, run.learned, num_tasks=options.eval_tasks))
+    print(train.evaluate(config, problem, fitted.meta_params, num_tasks=options.eval_tasks))
     if not options.no_pictures:
-        kept += train.save_pictures(config, problem, run.learned, options.out)
+        kept += train.save_pictures(config, problem, fitted.meta_params, options.out)
     print("wrote", *kept)
     return 0
 

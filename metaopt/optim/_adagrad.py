@@ -78,4 +78,6 @@ def adagrad(
 
     hparams = AdagradHParams(lr, lr_decay, weight_decay, initial_accumulator_value, eps)
     bounds = dict.fromkeys(AdagradHParams._fields, RATE)
-    return leafwise("adagrad", rule, AdagradState(COUNTER, ZEROS), hparams, bounds, prepare=decayed)
+    return leafwise(
+        "adagrad", rule, AdagradState(COUNTER, ZEROS), hparams, bounds, prepare=decayed, elementwise=True
+    )

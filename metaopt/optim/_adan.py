@@ -85,4 +85,4 @@ def adan(
     hparams = AdanHParams(lr, *betas, eps, weight_decay, eps_root)
     bounds = dict.fromkeys(AdanHParams._fields, RATE) | dict.fromkeys(("beta1", "beta2", "beta3"), DECAY)
     template = AdanState(COUNTER, ZEROS, ZEROS, ZEROS, ZEROS)
-    return leafwise("adan", rule, template, hparams, bounds, prepare=corrected)
+    return leafwise("adan", rule, template, hparams, bounds, prepare=corrected, elementwise=True)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
-from metaopt.optim._leafwise import RATE, check_bounds, check_type, wide
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE, wide
 from metaopt.optim._smooth import like
 from metaopt.types import Optimizer
 

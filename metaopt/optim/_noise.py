@@ -11,7 +11,8 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.optim._chain import Transform
-from metaopt.optim._leafwise import RATE, check_bounds, check_type
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE
 from metaopt.optim._smooth import root
 
 __all__ = ["NoiseHParams", "NoiseState", "add_noise"]

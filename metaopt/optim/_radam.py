@@ -89,4 +89,6 @@ def radam(
 
     hparams = RAdamHParams(lr, *betas, eps, weight_decay)
     bounds = dict.fromkeys(RAdamHParams._fields, RATE) | {"beta1": DECAY, "beta2": DECAY}
-    return leafwise("radam", rule, RAdamState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=rectified)
+    return leafwise(
+        "radam", rule, RAdamState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=rectified, elementwise=True
+    )

@@ -91,4 +91,6 @@ def rmsprop(
     template = RMSpropState(COUNTER, ZEROS, ZEROS if heavy else ABSENT, ZEROS if centered else ABSENT)
     hparams = RMSpropHParams(lr, alpha, eps, weight_decay, momentum, eps_root)
     bounds = dict.fromkeys(RMSpropHParams._fields, RATE) | {"alpha": DECAY}
-    return leafwise("rmsprop", rule, template, hparams, bounds, needs={"momentum": "momentum_buffer"})
+    return leafwise(
+        "rmsprop", rule, template, hparams, bounds, needs={"momentum": "momentum_buffer"}, elementwise=True
+    )

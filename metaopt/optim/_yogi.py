@@ -77,4 +77,6 @@ def yogi(
 
     hparams = YogiHParams(lr, *betas, eps, initial_accumulator_value)
     bounds = dict.fromkeys(YogiHParams._fields, RATE) | {"beta1": DECAY, "beta2": DECAY}
-    return leafwise("yogi", rule, YogiState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=corrected)
+    return leafwise(
+        "yogi", rule, YogiState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=corrected, elementwise=True
+    )
