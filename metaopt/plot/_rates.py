@@ -54,8 +54,10 @@ def _cells(names: list[str], values: Tensor, height: float, name: str) -> Any:
     steps = values.shape[1]
     fig = figure(figsize=(2.2 + 0.62 * steps, height + 0.3))
     axis = fig.subplots()
-    low, high = float(values.min()), float(values.max())
-    image = axis.imshow(values.numpy(), cmap="cividis", aspect="auto")
+    wide = bool(values.min() > 0) and float(values.max()) > 30 * float(values.min())
+    shade = values.log10() if wide else values
+    low, high = float(shade.min()), float(shade.max())
+    image = axis.imshow(values.numpy(), cmap="cividis", aspect="auto", norm="log" if wide else "linear")
     for row in range(len(names)):
         for j in range(steps):
             x = float(values[row, j])
