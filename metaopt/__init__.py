@@ -4,6 +4,8 @@ from metaopt import errors, hypergrad, linsolve, optim, tasks, tree
 from metaopt._version import version as __version__
 from metaopt.algorithms import maml
 from metaopt.batch import choose, map_tasks
+from metaopt.compiled import compile_report, forget_compiled
+from metaopt.compiling import Compile, compiling
 from metaopt.doctor import doctor
 from metaopt.exact import exact, seeded
 from metaopt.functional import functional
@@ -17,6 +19,7 @@ from metaopt.unroll import unroll
 
 __all__ = [
     "Binomial",
+    "Compile",
     "Episode",
     "Hypergrad",
     "LossFn",
@@ -27,10 +30,13 @@ __all__ = [
     "__version__",
     "audit",
     "choose",
+    "compile_report",
+    "compiling",
     "doctor",
     "errors",
     "exact",
     "fixed_point",
+    "forget_compiled",
     "functional",
     "hypergrad",
     "inner_step",

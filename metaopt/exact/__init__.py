@@ -8,6 +8,16 @@ on the day torch is mended.
 from metaopt.exact._levels import mapped
 from metaopt.exact._mode import exact, rewrites
 from metaopt.exact._norms import Statistics
-from metaopt.exact._random import current_draws, seeded, task_keys
+from metaopt.exact._random import advance, current_draws, seeded, task_keys, unseeded
 
-__all__ = ["Statistics", "current_draws", "exact", "mapped", "rewrites", "seeded", "task_keys"]
+__all__ = [
+    "Statistics",
+    "advance",
+    "current_draws",
+    "exact",
+    "mapped",
+    "rewrites",
+    "seeded",
+    "task_keys",
+    "unseeded",
+]
