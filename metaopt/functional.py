@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -31,7 +32,8 @@ class Apply:
     """
 
     def __init__(self, module: nn.Module, names: dict[str, str], params: Tensors, buffers: Tensors):
-        self.module = module
+        self.module = module  # never called: a call swaps attributes, and so each thread has a copy
+        self.own = threading.local()
         self.names = names  # slot of the module -> key in params or buffers; tied slots share one
         self.params = frozenset(params)
         self.buffers = buffers
@@ -129,11 +131,26 @@ class Apply:
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
             # functional_call leaves in `values` what the module has put into its slots.
-            output = torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
+            module = self._module()
+            output = torch.func.functional_call(module, values, tuple(args), kwargs, tie_weights=False)
         for slot, key in self.names.items():
             if key in self.written and statistics is not None:
                 given[key] = statistics.new(values[slot])
         return output, given
+
+    def _module(self) -> nn.Module:
+        """The module to be called by this thread."""
+        if torch.compiler.is_compiling():  # which swaps nothing
+            return self.module
+        if not hasattr(self.own, "module"):
+            self.own.module = _skeleton(self.module)
+        return self.own.module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, own=threading.local())
 
     def __repr__(self) -> str:
         name = type(self.module).__name__
@@ -211,8 +228,8 @@ def functional(
             "functional(module)",
             "a bare module",
             type(module).__name__,
-            remedy="Pass its .module, or the module before fully_shard, for a functional call does not synchronise gradients, and call "
-            "metaopt.train.reduce_gradients once after the outer backward.",
+            remedy="Pass its .module, or the module before fully_shard, for a functional call does not "
+            "synchronise gradients, and call metaopt.train.reduce_gradients once after the outer backward.",
         )
     if batch_norm not in (None, "transductive", "frozen", "per_step"):
         expected = "'transductive', 'frozen', 'per_step' or None"
