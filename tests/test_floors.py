@@ -20,7 +20,7 @@ FLOORS = {
     6: ["hypergrad"],
     7: ["algorithms"],
     8: ["stateful", "doctor", "plot"],
-    9: ["train"],
+    9: ["train", "catalogue"],
     10: ["__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

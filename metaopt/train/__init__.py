@@ -1,7 +1,8 @@
 """Training: the outer loop, its checkpoints, many processes, evaluation and pictures."""
 
 from metaopt.train._checkpoint import Checkpoint, load, restore, save
-from metaopt.train._config import CHOICES, DEFAULTS, Config, config_for
+from metaopt.train._config import CHOICES, Config, config_for
+from metaopt.train._defaults import ALGORITHMS, DEFAULTS
 from metaopt.train._distributed import process_group, ranks, reduce_gradients, shard_tasks
 from metaopt.train._estimate import Estimate, Estimator, by_autograd
 from metaopt.train._evaluate import Evaluation, evaluate
@@ -16,6 +17,7 @@ from metaopt.train._shards import gather_params, shard_params
 from metaopt.train._writers import CSVWriter, JSONLWriter, TensorBoardWriter, Writer
 
 __all__ = [
+    "ALGORITHMS",
     "CHOICES",
     "DEFAULTS",
     "METHODS",

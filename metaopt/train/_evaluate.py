@@ -49,7 +49,7 @@ def evaluate(
 
     The interval is the normal one over tasks, ±1.96 s/√n. Tasks never depend on the training seed.
     """
-    num_steps = config.inner_steps if num_steps is None else num_steps
+    num_steps = (config.test_steps or config.inner_steps) if num_steps is None else num_steps
     method = make_method(config, problem)
 
     def one(learned: Any, episode: Any) -> Tensor:

@@ -1,4 +1,4 @@
-"""An algorithm as the outer loop sees it: one record."""
+"""An algorithm as the outer loop sees it: one record, and how most of them are made."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch import Tensor
 
 from metaopt import optim, tree
 from metaopt.batch import map_tasks
+from metaopt.step import inner_step
 from metaopt.train._config import Config
-from metaopt.types import Episode, Optimizer
+from metaopt.types import Episode, LossFn, Meta, Optimizer
 
-__all__ = ["Learned", "Method", "by_gradient", "leaf_of"]
+__all__ = ["Gradient", "Learned", "Method", "by_gradient", "leaf_of", "walk"]
+
+Gradient = Callable[[Any, Episode, int], tuple[Tensor, Tensor, Any]]
 
 
 class Learned(NamedTuple):
     """What the outer loop learns: initial parameters, inner step sizes or ``()``, and the rest or ``()``.
 
-    ``other`` is the algorithm's own: warp layers, curvatures, an affine layer a step, a head's temperature.
+    ``other`` is the algorithm's own: warp layers, curvatures, an affine layer a step, a head's scale.
     """
 
     params: Any
@@ -41,7 +44,7 @@ class Method(NamedTuple):
     """
 
     learned: Any
-    gradient: Callable[[Any, Episode, int], tuple[Tensor, Tensor, Any]]
+    gradient: Gradient
     rates: Any
     adapt: Callable[[Any, Any, int], list[Any]]
     predict: Callable[[Any, Tensor], Tensor]
@@ -53,9 +56,7 @@ def leaf_of(params: Any) -> Any:
     return tree.map(lambda p: p.detach().clone().requires_grad_(), params)
 
 
-def by_gradient(
-    config: Config, task: Callable[[Any, Any, int], tuple[Tensor, Tensor]]
-) -> Callable[[Any, Episode, int], tuple[Tensor, Tensor, Any]]:
+def by_gradient(config: Config, task: Callable[[Any, Any, int], tuple[Tensor, Tensor]]) -> Gradient:
     """The gradient of a method with an outer loss, ``task(learned, episode, step) -> (loss, score)``.
 
     ::
@@ -76,3 +77,26 @@ def by_gradient(
         return losses.detach(), scores.detach(), tree.unflatten(structure, grads)
 
     return gradient
+
+
+def walk(
+    loss_fn: LossFn, opt: Optimizer, at: Callable[[Any, int], Meta]
+) -> Callable[[Any, Any, int], list[Any]]:
+    """``adapt`` of an inner loop whose step k takes its rates and loss parameters from ``at(learned, k)``.
+
+    An entry is (θ_k, φ_k).
+    """
+
+    def adapt(learned: Any, support: Any, num_steps: int) -> list[Any]:
+        meta = at(learned, 0)
+        params, state = meta.params, opt.init(meta.params)
+        trail = [(params, meta.phi)]
+        for k in range(num_steps):
+            meta = at(learned, k)
+            params, state, _ = inner_step(
+                loss_fn, opt, params, state, support, meta.hparams, meta.phi, order=1
+            )
+            trail.append((params, at(learned, k + 1).phi))
+        return trail
+
+    return adapt

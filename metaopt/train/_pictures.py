@@ -34,7 +34,7 @@ def save_pictures(config: Config, problem: Problem, learned: Any, out: Path) -> 
 
 def _sinusoids(config: Config, problem: Problem, learned: Any) -> plot.Any:
     episodes = problem.test.sample(3, TEST_SEED, 0)
-    method, steps = make_method(config, problem), sorted({0, 1, config.inner_steps})
+    method, steps = make_method(config, problem), sorted({0, 1, config.test_steps or config.inner_steps})
     x = torch.linspace(-5, 5, 200, dtype=getattr(torch, config.dtype), device=config.device)
     rows, truth = [], []
     for episode in tree.unstack(episodes):
@@ -56,7 +56,7 @@ def _wave(x: Tensor) -> Tensor:
 def _images(config: Config, problem: Problem, learned: Any) -> plot.Any:
     episode = tree.index(problem.test.sample(1, TEST_SEED, 0), 0)
     method = make_method(config, problem)
-    trail = method.adapt(learned, episode.support, config.inner_steps)
+    trail = method.adapt(learned, episode.support, config.test_steps or config.inner_steps)
     with torch.no_grad():
         before, after = (method.predict(f, episode.query[0]).argmax(-1) for f in (trail[0], trail[-1]))
     support, query = tree.map(lambda v: v.cpu(), tuple(episode))

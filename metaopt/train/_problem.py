@@ -33,7 +33,7 @@ class Problem(NamedTuple):
     judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     score: str
     note: str
-    module: Callable[[], nn.Module]
+    module: Callable[[], nn.Sequential]
 
     def loss_fn(self, params: Any, batch: Any) -> Tensor:
         """ℓ(apply(θ, x), y)."""
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
         return self.judge(self.apply(params, x), y)
 
 
-def mlp(width: int = 40, depth: int = 2) -> nn.Module:
+def mlp(width: int = 40, depth: int = 2) -> nn.Sequential:
     """The regressor of Finn et al. 2017, 5.1: [example, 1] -> [example, 1]."""
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -53,7 +53,7 @@ def mlp(width: int = 40, depth: int = 2) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-def conv4(way: int = 5, width: int = 64) -> nn.Module:
+def conv4(way: int = 5, width: int = 64) -> nn.Sequential:
     """The Omniglot net of Finn et al. 2017, 5.2: [example, 1, 28, 28] -> [example, way].
 
     Four 3x3 convolutions of stride 2 with batch norm over the batch at hand (no running statistics:
@@ -86,7 +86,7 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
     on: dict[str, Any] = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
     sinusoid = config.problem == "sinusoid"
 
-    def module() -> nn.Module:
+    def module() -> nn.Sequential:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
             made = mlp(config.width) if sinusoid else conv4(config.way, config.width)
@@ -94,9 +94,10 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
 
     apply, params, _ = functional(module())
     if sinusoid:
-        draw = tasks.sinusoid(config.shot, config.query, **on)
+        waves = tasks.sinusoid(config.train_shot or config.shot, config.query, **on)
+        fresh = tasks.sinusoid(config.shot, config.query, **on)
         note = "sinusoids, new at every draw"
-        return Problem(draw, draw, apply, params, _mse, "mse", note, module)
+        return Problem(waves, fresh, apply, params, _mse, "mse", note, module)
     if not config.data:
         raise ArgumentError(
             "train(data)",
@@ -104,9 +105,10 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
             "none",
             remedy="Pass --data FOLDER; --download fetches the authors' archives into it.",
         )
-    shape: dict[str, Any] = {"way": config.way, "shot": config.shot, "query": config.query}
-    train = tasks.omniglot(config.data, config.split, "train", **shape, **on, download=download)
-    test = tasks.omniglot(config.data, config.split, "test", **shape, **on, download=download)
+    taught = (config.train_way or config.way, config.train_shot or config.shot, config.query)
+    tested = (config.way, config.shot, config.query)
+    train = tasks.omniglot(config.data, config.split, "train", *taught, **on, download=download)
+    test = tasks.omniglot(config.data, config.split, "test", *tested, **on, download=download)
     note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
     return Problem(train, test, apply, params, _classified, "accuracy", note, module)
 
