@@ -52,7 +52,7 @@ def measure(name: str, minutes: float, tasks: int, progress: bool, **given: Any)
     config = dataclasses.replace(config, iterations=max(1, round(60 * minutes / step)))
     with tempfile.TemporaryDirectory() as out:
         began = time.process_time()
-        run, _ = train.train(config, problem, Path(out), progress=progress, checkpoint_every=1000)
+        run = train.train(config, problem, Path(out), progress=progress, checkpoint_every=1000).run
         spent = time.process_time() - began
     found = train.evaluate(config, problem, run.learned, num_tasks=tasks)
     shown = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -40,7 +41,8 @@ class Apply:
         stacked: frozenset[str] = frozenset(),
         num_rows: int = 0,
     ):
-        self.module = module
+        self.module = module  # never called: a call swaps attributes, and so each thread has a copy
+        self.own = threading.local()
         self.names = names  # slot of the module -> key in params or buffers; tied slots share one
         self.params = frozenset(params)
         self.buffers = buffers
@@ -161,11 +163,26 @@ class Apply:
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
             # functional_call leaves in `values` what the module has put into its slots.
-            output = torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
+            module = self._module()
+            output = torch.func.functional_call(module, values, tuple(args), kwargs, tie_weights=False)
         for slot, key in self.names.items():
             if key in self.written and statistics is not None:
                 given[key] = statistics.new(values[slot])
         return output, given
+
+    def _module(self) -> nn.Module:
+        """The module to be called by this thread."""
+        if torch.compiler.is_compiling():  # which swaps nothing
+            return self.module
+        if not hasattr(self.own, "module"):
+            self.own.module = skeleton(self.module)
+        return self.own.module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, own=threading.local())
 
     def __repr__(self) -> str:
         name = type(self.module).__name__

@@ -44,9 +44,9 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
     "maml_plus_plus": {"sinusoid": {"learn_lr": "step"}, "omniglot": {"learn_lr": "step", "inner_steps": 2}},
     "cavia": {
         "sinusoid": {"inner_lr": 1.0, "inner_steps": 1},
-        "omniglot": {"context": 100, "inner_lr": 1.0, "inner_steps": 2},
+        "omniglot": {"context": 100, "inner_lr": 20.0, "inner_steps": 2},
     },
-    "warpgrad": {},
+    "warpgrad": {"sinusoid": {"learn_lr": "no", "inner_lr": 0.01}},
     "reptile": {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.02, "meta_lr": 1.0, "clip": 0.0, "train_shot": 50},
         "omniglot": {
@@ -60,7 +60,7 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "imaml": {
-        "sinusoid": {"learn_lr": "no", "strength": 0.5},
+        "sinusoid": {"learn_lr": "no", "inner_lr": 0.01, "inner_steps": 10, "strength": 0.5},
         "omniglot": {"learn_lr": "no", "inner_steps": 16, "inner_lr": 0.1},
     },
     "protonet": {"omniglot": {"train_way": 20, "learn_lr": "no"}},

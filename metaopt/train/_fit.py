@@ -117,7 +117,7 @@ def fit(
     >>> task_loss = mo.maml(lambda p, b: (p - b) ** 2 / 2, mo.optim.sgd(lr=0.5))
     >>> draw = lambda step: mo.Episode(torch.tensor([1.0, 3.0]), torch.tensor([1.0, 3.0]))
     >>> fitted = fit(mo.map_tasks(task_loss), torch.tensor(0.0), draw, mo.optim.sgd(lr=1.0), num_steps=60)
-    >>> fitted.meta_params.detach().round(decimals=4)
+    >>> fitted.meta_params.round(decimals=4)
     tensor(2.)
     """
     opt = optim.adam() if opt is None else opt
@@ -181,7 +181,7 @@ def fit(
                 store.save(step, run)
             if stopped != "done":
                 break
-    return Fitted(run.learned, run, step, stopped, tuple(notes))
+    return Fitted(tree.detach(run.learned), run, step, stopped, tuple(notes))
 
 
 def start_run(meta_params: Any, opt: Optimizer, carry: Any = (), sampler: Any = ()) -> Run:

@@ -87,7 +87,7 @@ def test_learning_on_images_lowers_the_loss_and_beats_chance(name: str, tmp_path
         config = dataclasses.replace(config, meta_lr=1.0, inner_lr=1e-2)
     if name == "imaml":
         config = dataclasses.replace(config, iterations=12)
-    run, _ = train.train(config, problem, tmp_path, progress=False)
+    run = train.train(config, problem, tmp_path, progress=False).run
     found = train.evaluate(config, problem, run.learned, num_tasks=60, num_steps=config.inner_steps)
     chance = 0.5
     assert float(found.mean[-1] - found.half_width[-1]) > chance
