@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.exact import current_draws, exact, seeded, task_keys
 from metaopt.recompute import check_captured, recompute
 
@@ -54,8 +54,7 @@ def map_tasks(
     """
     if how not in ("auto", "vmap", "loop"):
         raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
-    counted = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (counted and chunk_size >= 1):
+    if chunk_size is not None and not is_count(chunk_size):
         raise ArgumentError("map_tasks(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
 
     def mapped_fn(*args: Any) -> Any:
