@@ -32,8 +32,8 @@ def blobs(n: int, seed: int, flipped: int = 0) -> Any:
 START = torch.zeros(3, 3, dtype=torch.float64)
 
 
-def problem(num_steps: int = 30, decay: float = 0.0, params: Tensor = START) -> mo.hypergrad.Problem:
-    opt = mo.optim.sgd(1.0, weight_decay=decay)
+def problem(num_steps: int = 30, params: Tensor = START) -> mo.hypergrad.Problem:
+    opt = mo.optim.sgd(1.0)
     return mo.hyper_cleaning(losses_fn, opt, params, blobs(40, 1, 20), blobs(30, 2), num_steps)
 
 
@@ -74,9 +74,8 @@ def test_finds_the_flipped_labels(name: str) -> None:
 def test_finds_them_by_implicit_differentiation() -> None:
     """The loss is made strongly convex, and the solution kept from one outer step to the next."""
     opt = mo.optim.sgd(1.0)
-    ridge = lambda w, b: losses_fn(w, b) + 0.05 * w.square().sum()
-    some = mo.hyper_cleaning(ridge, opt, START, blobs(40, 1, 20), blobs(30, 2), 30)
-    some = some._replace(outer_loss=lambda w, b, _: losses_fn(w, b).mean())
+    penalty = lambda w: 0.05 * w.square().sum()
+    some = mo.hyper_cleaning(losses_fn, opt, START, blobs(40, 1, 20), blobs(30, 2), 30, penalty=penalty)
     estimator = functools.partial(mo.hypergrad.implicit, solve=linsolve.cg(20, 1e-6))
     found = mo.bilevel(
         some,

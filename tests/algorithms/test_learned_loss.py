@@ -8,26 +8,23 @@ from torch import Tensor, nn
 import metaopt as mo
 
 
-def setting() -> tuple[mo.LearnedLoss, mo.LearnedLoss, dict[str, Tensor], dict[str, Tensor]]:
-    """(learned, the same with MSE for a loss network, θ_0, φ)."""
+def setting() -> tuple[mo.LearnedLoss, dict[str, Tensor], dict[str, Tensor]]:
+    """(learned, θ_0, φ)."""
     torch.manual_seed(1)
-    net = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1)).double()
-    loss_net = nn.Sequential(nn.Linear(2, 20), nn.Softplus(), nn.Linear(20, 1), nn.Softplus()).double()
+    net = nn.Sequential(nn.Linear(1, 8), nn.Tanh(), nn.Linear(8, 1)).double()
+    loss_net = nn.Sequential(nn.Linear(2, 8), nn.Softplus(), nn.Linear(8, 1), nn.Softplus()).double()
     (apply, params, _), (loss_apply, phi, _) = mo.functional(net), mo.functional(loss_net)
     mse = lambda p, batch: (apply(p, batch[0]) - batch[1]).square().mean()
-    square = lambda phi, both: (both[:, :1] - both[:, 1:]).square()
-    opt = mo.optim.sgd(0.1)
-    learned = mo.learned_loss(apply, loss_apply, opt, 2, mse)
-    return learned, mo.learned_loss(apply, square, opt, 2, mse), params, phi
+    return mo.learned_loss(apply, loss_apply, mo.optim.sgd(0.1), 2, mse), params, phi
 
 
-def episodes(seed: int, num_tasks: int = 8) -> mo.Episode:
+def episodes(seed: int, num_tasks: int) -> mo.Episode:
     found = mo.tasks.sinusoid(shot=10, query=20).sample(num_tasks=num_tasks, seed=seed)
     return mo.tree.map(lambda x: x.double(), found)
 
 
 def test_gradient_is_that_of_finite_differences_and_of_the_loop() -> None:
-    learned, _, params, phi = setting()
+    learned, params, phi = setting()
     leaves, structure = mo.tree.flatten(mo.tree.detach(phi))
     along = [torch.randn_like(x) for x in leaves]
 
@@ -43,24 +40,43 @@ def test_gradient_is_that_of_finite_differences_and_of_the_loop() -> None:
         torch.testing.assert_close(found, slope, rtol=1e-6, atol=1e-9)
 
 
-def test_adapts_faster_than_mse_on_held_out_tasks() -> None:
-    """φ alone is learned, for one θ_0; both losses then take the same steps at the same rate."""
-    learned, mse, params, phi = setting()
-    params = mo.tree.detach(params)
-    outer = torch.optim.Adam(phi.values(), 0.01)
-    for step in range(150):
-        outer.zero_grad()
-        meta = mo.Meta(params, None, (phi,))
-        mo.map_tasks(learned.task_loss)(meta, episodes(step)).mean().backward()
-        outer.step()
-    held_out, phi = episodes(10_000, 64), mo.tree.detach(phi)
-    ours = mo.map_tasks(learned.task_loss)(mo.Meta(params, None, (phi,)), held_out).mean()
-    theirs = mo.map_tasks(mse.task_loss)(mo.Meta(params, None, ((),)), held_out).mean()
-    assert ours < 0.8 * theirs
+def lines(seed: int, num_tasks: int) -> mo.Episode:
+    """y = ax + b; a fifth of the support's labels are far off, the query's are right."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.rand(num_tasks, 30, 1, generator=g, dtype=torch.float64) * 4 - 2
+    slope, offset = torch.randn(2, num_tasks, 1, 1, generator=g, dtype=torch.float64)
+    y = slope * x + offset
+    off = (torch.rand(y.shape, generator=g) < 0.2) * 8 * torch.randn(y.shape, generator=g).double()
+    return mo.Episode((x[:, :15], (y + off)[:, :15]), (x[:, 15:], y[:, 15:]))
 
-    # the loss by itself, in a user's own loop: no task loss any more, and a task with another optimizer
+
+def test_adapts_faster_than_mse_on_held_out_tasks() -> None:
+    """The best of ten rates for MSE, on the test tasks themselves, loses to a loss learned on others."""
+    torch.manual_seed(1)
+    loss_net = nn.Sequential(nn.Linear(1, 20), nn.Tanh(), nn.Linear(20, 1), nn.Softplus()).double()
+    net, phi, _ = mo.functional(loss_net)
+    apply = lambda w, x: x * w[0] + w[1]
+    mse = lambda w, batch: (apply(w, batch[0]) - batch[1]).square().mean()
+    start, opt = torch.zeros(2, dtype=torch.float64), mo.optim.sgd(0.1)
+    loss_apply = lambda phi, both: net(phi, both[:, :1] - both[:, 1:])
+    learned = mo.learned_loss(apply, loss_apply, opt, 5, mse)
+    outer = torch.optim.Adam(phi.values(), 0.03)
+    for step in range(200):
+        outer.zero_grad()
+        mo.map_tasks(learned.task_loss)(mo.Meta(start, None, (phi,)), lines(step, 16)).mean().backward()
+        outer.step()
+
+    held_out, phi = lines(10_000, 200), mo.tree.detach(phi)
+    ours = mo.map_tasks(learned.task_loss)(mo.Meta(start, None, (phi,)), held_out).mean()
+    theirs = [
+        mo.map_tasks(mo.maml(mse, mo.optim.sgd(lr), 5))(start, held_out).mean().item()
+        for lr in (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3)
+    ]
+    assert ours < 0.8 * min(theirs)
+
+    # the loss by itself, in a user's own loop
     task = mo.tree.index(held_out, 0)
-    out = mo.unroll(learned.loss_fn, mo.optim.sgd(0.1), params, task.support, 2, phi=(phi,))
-    one = learned.task_loss(mo.Meta(params, None, (phi,)), task)
-    again = mse.task_loss(mo.Meta(out.params, mo.optim.sgd(0.0).hparams, ((),)), task)
-    torch.testing.assert_close(one, again)
+    out = mo.unroll(learned.loss_fn, opt, start, task.support, 5, phi=(phi,))
+    torch.testing.assert_close(
+        mse(out.params, task.query), learned.task_loss(mo.Meta(start, None, (phi,)), task)
+    )

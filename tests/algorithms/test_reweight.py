@@ -58,11 +58,11 @@ def test_where_no_example_helps_all_weights_are_zero() -> None:
 
 
 def test_maps_over_tasks_and_ignores_bad_examples() -> None:
-    opt = mo.optim.sgd(0.5)
+    opt = mo.optim.sgd(0.1)
 
     def train(start: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         w, state = start, opt.init(start)
-        for _ in range(60):
+        for _ in range(150):
             w, state, weights, *_ = mo.reweight(losses_fn, opt, w, state, (X, y), CLEAN)
         return w, weights
 
