@@ -62,10 +62,10 @@ def test_what_tells_nothing_is_decayed_and_the_rest_is_not() -> None:
     q = torch.linalg.qr(X).Q
     y = q @ W + 0.1 * torch.tensor([1.0, -1.0, 1.0, -1.0, -1.0, 1.0, 1.0, -1.0], dtype=torch.float64)
     eye = torch.eye(4, dtype=torch.float64)
-    problem = mo.learned_decay(squares, mo.optim.sgd(0.3), ZERO, (q, y), (eye, W), 5)
-    estimator = functools.partial(hg.implicit, solve=linsolve.neumann(10, 0.3))
+    problem = mo.learned_decay(squares, mo.optim.sgd(0.1), ZERO, (q, y), (eye, W), 10)
+    estimator = functools.partial(hg.implicit, solve=linsolve.neumann(20, 0.1))
     phi = mo.Meta(None, None, (torch.zeros(4, dtype=torch.float64),))
-    found = mo.bilevel(problem, phi, mo.optim.adam(0.2), 40, estimator=estimator, warm_start=True)
+    found = mo.bilevel(problem, phi, mo.optim.adam(0.1), 25, estimator=estimator, warm_start=True)
     assert found.values[-1] < 0.5 * squares(q.T @ y, (eye, W)), "better than no decay"
     assert found.phi.phi[0][2:].min() > 1 > -1 > found.phi.phi[0][:2].max()
 
@@ -114,9 +114,9 @@ def test_the_range_of_a_rotation_is_found() -> None:
     held_out = mo.turn((base, nothing), spread, true)
 
     def spread_loss(p: Tensor, batch: Any) -> Tensor:
-        """A centred Gaussian with precision p pᵀ + I/2."""
+        """A centred Gaussian with precision p pᵀ + I/10."""
         x, _ = batch
-        precision = p @ p.T + torch.eye(2, dtype=torch.float64) / 2
+        precision = p @ p.T + torch.eye(2, dtype=torch.float64) / 10
         return ((x @ precision) * x).sum(-1).mean() / 2 - precision.logdet() / 2
 
     problem = mo.learned_augmentation(
