@@ -131,9 +131,9 @@ def clean(data: Split, estimator: str, num_steps: int, updates: int) -> mo.Bilev
     )
 
 
-def reweighted(data: Split, num_steps: int = 1000) -> Tensor:
+def reweighted(data: Split, num_steps: int = 2000) -> Tensor:
     """Softmax regression, every minibatch reweighted by the clean set."""
-    opt, w, generator = mo.optim.sgd(0.5), start(), torch.Generator().manual_seed(0)
+    opt, w, generator = mo.optim.sgd(0.1), start(), torch.Generator().manual_seed(0)
     state = opt.init(w)
     for _ in range(num_steps):
         some = torch.randint(TRAIN, (100,), generator=generator)
@@ -195,14 +195,14 @@ def report(rows: dict[str, list[tuple[float, float, float]]], args: argparse.Nam
 def draw(data: Split, found: mo.Bilevel) -> Any:
     """The learned weights by kind of label, the outer loss, and ten digits with label and weight."""
     weights = found.phi.phi[0]
-    fig = figure(figsize=(9.6, 5.4))
-    above, below = fig.subfigures(2, 1, height_ratios=(3, 2))
+    fig = figure(figsize=(9.6, 4.8))
+    above, below = fig.subfigures(2, 1, height_ratios=(5, 3))
     left, right = above.subplots(1, 2)
     groups = [weights[~data.flipped].tolist(), weights[data.flipped].tolist()]
     left.hist(groups, bins=20, range=(0, 1), color=[BLUE, ORANGE], label=["right label", "flipped label"])
     left.axvline(0.5, color=GREY, linestyle="--", linewidth=1)
     left.set(xlabel="learned weight λ", ylabel="training examples", yscale="log")
-    left.legend(frameon=False, loc="upper center")
+    left.legend(frameon=False, loc=(0.53, 0.8))
     right.plot(range(len(found.values)), found.values.tolist(), color=GREEN)
     right.set(xlabel="outer step", ylabel="loss on the clean set", yscale="log")
     right.yaxis.set_major_formatter("{x:g}")

@@ -57,11 +57,11 @@ def test_adapts_faster_than_mse_on_held_out_tasks() -> None:
     net, phi, _ = mo.functional(loss_net)
     apply = lambda w, x: x * w[0] + w[1]
     mse = lambda w, batch: (apply(w, batch[0]) - batch[1]).square().mean()
-    start, opt = torch.zeros(2, dtype=torch.float64), mo.optim.sgd(0.1)
+    start, opt = torch.zeros(2, dtype=torch.float64), mo.optim.sgd(1.0)
     loss_apply = lambda phi, both: net(phi, both[:, :1] - both[:, 1:])
     learned = mo.learned_loss(apply, loss_apply, opt, 5, mse)
-    outer = torch.optim.Adam(phi.values(), 0.03)
-    for step in range(200):
+    outer = torch.optim.Adam(phi.values(), 0.1)
+    for step in range(120):
         outer.zero_grad()
         mo.map_tasks(learned.task_loss)(mo.Meta(start, None, (phi,)), lines(step, 16)).mean().backward()
         outer.step()
@@ -72,7 +72,7 @@ def test_adapts_faster_than_mse_on_held_out_tasks() -> None:
         mo.map_tasks(mo.maml(mse, mo.optim.sgd(lr), 5))(start, held_out).mean().item()
         for lr in (0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.25, 0.3)
     ]
-    assert ours < 0.8 * min(theirs)
+    assert ours < 0.2 * min(theirs)
 
     # the loss by itself, in a user's own loop
     task = mo.tree.index(held_out, 0)
