@@ -1,4 +1,4 @@
-"""Do learned optimizers beat tuned ones on tasks they have not seen? ``python -m benchmarks.learned_optimizer``.
+"""Do learned optimizers beat tuned ones on new tasks? ``python -m benchmarks.learned_optimizer``.
 
 Random 10-d quadratics and one-variable ones as in Andrychowicz et al. 2016, and a small MLP on scikit-learn's
 digits (skipped where scikit-learn is not installed). SGD and Adam get the best of 20 log-spaced rates, chosen
@@ -92,11 +92,9 @@ def compare(setting: Setting, learned: dict[str, tuple[mo.Optimizer, dict[str, A
     def row(name: str, opt: mo.Optimizer, hparams: Any, note: str) -> None:
         losses = found[name] = curves(setting.tasks, opt, hparams, setting.held_out, HELD_OUT)
         last = losses[:, -1]
-        error = last.std() / len(last) ** 0.5
-        print(
-            f"  {name:13} final loss {last.mean():.4f} ± {1.96 * error:.4f}, median {last.median():.5f}   {note}",
-            flush=True,
-        )
+        spread = 1.96 * last.std() / len(last) ** 0.5
+        numbers = f"final loss {last.mean():.4f} ± {spread:.4f}, median {last.median():.5f}"
+        print(f"  {name:13} {numbers}   {note}", flush=True)
 
     for name, (make, low, high) in setting.grids.items():
         start = time.process_time()
@@ -108,7 +106,6 @@ def compare(setting: Setting, learned: dict[str, tuple[mo.Optimizer, dict[str, A
         hparams = trained(opt, setting.tasks, **options)
         spent = time.process_time() - start
         row(name, opt, hparams, f"{options['meta_steps']} meta-steps, {spent:.0f} s")
-        torch.save(hparams._asdict(), f"/tmp/phi_{name.replace(' ', '_')}_{setting.tasks.stepped}.pt")
     return found
 
 
@@ -116,8 +113,9 @@ def one_variable(epochs: int = 500) -> None:
     """x² from 1: epochs of 5 windows of 20 steps, outer rate 1e-2, until the cost of a run is below 1e-5."""
     one = lambda n, seed, step=0: (torch.ones(n), torch.zeros(n))
     tasks = OptimizationTasks(lambda p, b: p**2, one)
-    opt, hparams, carry = mo.learned_lstm(), None, None
-    for epoch in range(1, epochs + 1):
+    opt, hparams, carry, epoch, cost = mo.learned_lstm(), None, None, 0, math.inf
+    while cost >= 1e-5 and epoch < epochs:
+        epoch += 1
         out = mo.train_learned_optimizer(
             opt,
             tasks,
@@ -128,9 +126,7 @@ def one_variable(epochs: int = 500) -> None:
             meta_opt=mo.optim.adam(1e-2),
         )
         hparams, carry = out.hparams, out.carry
-        cost = final(curves(tasks, opt, hparams, 1, 0))
-        if cost < 1e-5:
-            break
+        cost = float(final(curves(tasks, opt, hparams, 1, 0)))
     print(f"\nOne-variable quadratic, learned LSTM: cost {cost:.1e} after {epoch} epochs", flush=True)
 
 

@@ -13,7 +13,6 @@ from metaopt.types import Optimizer
 
 __all__ = ["LearnedMLPHParams", "LearnedMLPMemory", "learned_mlp"]
 
-LEVEL = float(__import__("os").environ.get("LEVEL", "10"))
 HORIZONS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 TINY = 1e-12  # under the root of a second moment
 
@@ -37,7 +36,7 @@ def learned_mlp(
     *,
     second_decay: float = 0.99,
     step_scale: float = 0.1,
-    exp_scale: float = float(__import__("os").environ.get("EXP", "1")),
+    exp_scale: float = 1.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
@@ -71,11 +70,7 @@ def learned_mlp(
     for beta in (*decays, second_decay):
         if isinstance(beta, bool) or not 0 <= beta < 1:
             raise ArgumentError("learned_mlp(decays)", "numbers in [0, 1)", repr(beta))
-    import os
-
-    inputs = (
-        (4 + 3 * len(decays) + len(HORIZONS)) if os.environ.get("LS") else 5 + 2 * len(decays) + len(HORIZONS)
-    )
+    inputs = 5 + 2 * len(decays) + len(HORIZONS)
     layers = dense((inputs, *hidden, 2), torch.Generator().manual_seed(seed), dtype)
     *inner, (weight, bias) = layers
     hparams = LearnedMLPHParams((*inner, (weight / 10, bias)))
@@ -103,18 +98,8 @@ def features(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> Tensor:
     raw = torch.cat([g[..., None], p[..., None], m], -1)
     square = raw * raw
     mean = (square.mean(entries, keepdim=True) if entries else square) + TINY  # () would mean all axes
-    level = torch.log(mean[..., :1]) / LEVEL
+    level = torch.log(mean[..., :1]) / 10
     among = torch.log((v + TINY) / (v.mean() + TINY))[..., None] / 10
-    import os
-
-    if os.environ.get("LS"):
-        from metaopt.algorithms._learned_lstm import log_and_sign
-
-        k = float(os.environ["LS"])
-        seen = log_and_sign(torch.cat([g[..., None], m], -1), k).flatten(-2)
-        steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
-        own = [p[..., None] * mean[..., 1:2].rsqrt(), g[..., None] / root, m / root, seen]
-        return torch.cat([*own, steps.to(p.dtype).expand(*p.shape, -1)], -1)
     steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
     own = [raw * mean.rsqrt(), g[..., None] / root, m / root, among]
     return torch.cat([*own, level.expand_as(among), steps.to(p.dtype).expand(*p.shape, -1)], -1)
