@@ -33,6 +33,11 @@ class _Layer:
     def flatten_parameters(self) -> None:
         """cuDNN's flattening would write to weights that are part of a graph."""
 
+    def _update_flat_weights(self) -> None:
+        """Recurrent nets keep a list of their weights: taken anew, without comparing references."""
+        names = self._flat_weights_names  # type: ignore[attr-defined]
+        self.__dict__["_flat_weights"] = [getattr(self, name, None) for name in names]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = self._original, isinstance(self, FastModule), self._guarded
         return _blank, kind, self.__getstate__()  # type: ignore[attr-defined]
