@@ -53,6 +53,8 @@ from metaopt.algorithms import (
     warpgrad,
 )
 from metaopt.batch import choose, map_tasks
+from metaopt.compiled import compile_report, forget_compiled
+from metaopt.compiling import Compile, compiling
 from metaopt.doctor import doctor
 from metaopt.exact import exact, seeded
 from metaopt.functional import functional
@@ -69,6 +71,7 @@ __all__ = [
     "Bilevel",
     "Binomial",
     "Cell",
+    "Compile",
     "Distilled",
     "Episode",
     "Genotype",
@@ -92,6 +95,8 @@ __all__ = [
     "cavia",
     "choose",
     "classification",
+    "compile_report",
+    "compiling",
     "darts",
     "darts_gradient",
     "distillation",
@@ -100,6 +105,7 @@ __all__ = [
     "exact",
     "fixed_point",
     "fomaml",
+    "forget_compiled",
     "functional",
     "gaussian_policy",
     "genotype",

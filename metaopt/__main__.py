@@ -1,4 +1,4 @@
-"""The command line: ``python -m metaopt train {sinusoid,omniglot}``, ``evaluate CHECKPOINT``."""
+"""The command line: ``python -m metaopt train {sinusoid,omniglot}``, ``evaluate CHECKPOINT``, ``list``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import torch
 
 from metaopt import plot, train
 from metaopt._version import version
+from metaopt.catalogue import catalogue
 from metaopt.errors import ArgumentError, CheckpointError, MetaoptError
 
 __all__ = ["main"]
@@ -26,7 +27,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"metaopt {version}")
     commands = parser.add_subparsers(dest="command", required=True)
 
-    command = commands.add_parser("train", help="meta-train a model by MAML")
+    command = commands.add_parser("train", help="meta-train a model, by MAML or --algorithm NAME")
     problems = command.add_subparsers(dest="problem", required=True)
     for problem, defaults in train.DEFAULTS.items():
         sub = problems.add_parser(problem, help=f"few-shot {problem}")
@@ -52,12 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--steps", type=int, default=None, help="adaptation steps; as trained")
     command.add_argument("--data", default=None, help="folder with the Omniglot archives; as trained")
     command.add_argument("--device", default=None, help="as trained")
+
+    commands.add_parser("list", help="tell the algorithms, estimators and optimizers, a line each")
     return parser
 
 
 def _add_options(parser: argparse.ArgumentParser, defaults: dict[str, Any]) -> None:
     """One option a field of Config, without a default, so that it is known which were given."""
-    omniglot_only = {"way", "split", "data"}
+    omniglot_only = {"way", "train_way", "split", "data"}
     for field in dataclasses.fields(train.Config):
         if field.name == "problem" or (field.name in omniglot_only and defaults["width"] == 40):
             continue
@@ -154,11 +157,22 @@ def _evaluate(options: argparse.Namespace) -> int:
     return 0
 
 
+def _list(options: argparse.Namespace) -> int:
+    for kind, rows in catalogue().items():
+        print(f"{kind}:")
+        width = max(map(len, rows))
+        for name, line in rows.items():
+            trained = "*" if kind == "algorithms" and name in train.ALGORITHMS else " "
+            print(f" {trained}{name:<{width}}  {line.replace('`', '')}")
+    print("* python -m metaopt train {sinusoid,omniglot} --algorithm NAME")
+    return 0
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        return {"train": _train, "evaluate": _evaluate}[options.command](options)
+        return {"train": _train, "evaluate": _evaluate, "list": _list}[options.command](options)
     except MetaoptError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -13,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 
 from metaopt.errors import ArgumentError, StructureError, VmapError
 from metaopt.exact import Statistics, batched, exact, mapped
+from metaopt.skeleton import skeleton
 
 __all__ = ["Apply", "functional"]
 
@@ -20,8 +19,6 @@ Tensors = dict[str, Tensor]
 BatchNormMode = Literal["transductive", "frozen", "per_step"]
 _PARALLEL = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 _STEP = "metaopt_step"  # the buffer that counts calls where statistics are kept per step
-_COPY_HOOKS = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
-_ATOMS = (bool, int, float, str, type(None))
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 _AFFINE = ("weight", "bias")
 
@@ -140,7 +137,7 @@ class Apply:
 
     def eval(self) -> Apply:
         """The same function with every layer in eval mode: running statistics are used, none is kept."""
-        module = _skeleton(self.module).eval()
+        module = skeleton(self.module).eval()
         return Apply(module, self.names, self.params, self.buffers, self.stacked, self.num_rows)
 
     def _run(
@@ -173,40 +170,6 @@ class Apply:
     def __repr__(self) -> str:
         name = type(self.module).__name__
         return f"Apply({name}, {len(self.params)} params, {len(self.buffers)} buffers)"
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """A copy of the module that shares its tensors: swapping them there leaves the original alone."""
-    memo: dict[int, Any] = {}
-    for layer in module.modules():
-        for value in (*layer._parameters.values(), *layer._buffers.values(), *vars(layer).values()):
-            if isinstance(value, Tensor):
-                memo[id(value)] = value
-    return _copied(module, memo)
-
-
-def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy`` of a module in a third of its time: most attributes are numbers or empty dicts."""
-    if id(module) in memo:
-        return memo[id(module)]
-    cls = type(module)
-    if any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in _COPY_HOOKS):
-        return copy.deepcopy(module, memo)
-    new = memo[id(module)] = cls.__new__(cls)
-    table = vars(new)
-    for name, value in vars(module).items():
-        kind = type(value)
-        if kind in _ATOMS or kind is Tensor or kind is nn.Parameter:
-            table[name] = value
-        elif kind in (dict, OrderedDict) and not value:
-            table[name] = kind()
-        elif name in ("_parameters", "_buffers"):
-            table[name] = value.copy()
-        elif name == "_modules":
-            table[name] = kind((k, None if m is None else _copied(m, memo)) for k, m in value.items())
-        elif name != "_compiled_call_impl":
-            table[name] = copy.deepcopy(value, memo)
-    return new
 
 
 def _slots(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -278,8 +241,8 @@ def functional(
             "functional(module)",
             "a bare module",
             type(module).__name__,
-            remedy="Pass its .module, or the module before fully_shard, for a functional call does not synchronise gradients, and call "
-            "metaopt.train.reduce_gradients once after the outer backward.",
+            remedy="Pass its .module, or the module before fully_shard, for a functional call does not "
+            "synchronise gradients, and call metaopt.train.reduce_gradients once after the outer backward.",
         )
     if batch_norm not in (None, "transductive", "frozen", "per_step"):
         expected = "'transductive', 'frozen', 'per_step' or None"
@@ -289,7 +252,7 @@ def functional(
         raise ArgumentError("functional(num_steps)", expected, repr(num_steps))
     if per_step_affine and batch_norm != "per_step":
         raise ArgumentError("functional(per_step_affine)", "batch_norm='per_step' with it", repr(batch_norm))
-    module = _skeleton(module)
+    module = skeleton(module)
     for layer in module.modules():
         if isinstance(layer, _NormBase) and batch_norm == "transductive":
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None

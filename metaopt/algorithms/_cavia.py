@@ -25,7 +25,7 @@ def cavia(
     order: Order = 2,
     memory: Memory = "all",
 ) -> Callable[..., Any]:
-    """Return CAVIA's loss of one task, ``(meta_params, episode) -> query loss []``.
+    """CAVIA: only a context adapts, an input of the network, ``(meta_params, episode) -> query loss []``.
 
     ::
 

@@ -43,7 +43,7 @@ def gimli(
     num_lookahead: int = 1,
     evaluate_at: Sequence[int] | None = None,
 ) -> Gimli:
-    """One step of training a model while the optimizer's and the loss's parameters φ are learned.
+    """GIMLI: train a model, and learn the optimizer's and the loss's parameters φ on the way.
 
     ::
 
@@ -80,29 +80,23 @@ def gimli(
     >>> now.phi.hparams.lr, now.params  # α ← ½ + ¼ g·g'  =  ½ + ¼ · 2 · 1
     (tensor(1.), tensor(0.))
     """
-    points = {num_lookahead} if evaluate_at is None else set(evaluate_at)
-    if num_meta_updates < 0 or num_lookahead < 1:
-        got = f"{num_meta_updates} and {num_lookahead}"
-        raise ArgumentError("gimli(num_meta_updates, num_lookahead)", "I >= 0 and J >= 1", got)
-    if not points or not points <= set(range(1, num_lookahead + 1)):
-        raise ArgumentError(
-            "gimli(evaluate_at)", f"numbers of steps from 1 to {num_lookahead}", repr(evaluate_at)
-        )
+    points = _points(num_meta_updates, num_lookahead, evaluate_at)
+
+    def judge(params: Any, val_batch: Any, phi: Meta) -> Tensor:
+        with exact():
+            return val_loss_fn(params, val_batch) if val_loss_fn else loss_fn(params, val_batch, *phi.phi)
 
     def init(params: Any, phi: Meta) -> GimliState:
         return GimliState(params, opt.init(params), phi, meta_opt.init(_learned(phi)))
 
     def step(now: GimliState, batch: Any, val_batch: Any, lookahead: Any = None) -> tuple[GimliState, Any]:
         def validate(tensors: list[Tensor], like: Meta) -> tuple[Tensor, Tensor]:
-            phi, params, state = _filled(like, tensors), now.params, now.state
-            losses = []
-            for j in range(1, num_lookahead + 1):
-                seen = batch if lookahead is None else tree.index(lookahead, j - 1)
+            phi, params, state, losses = _filled(like, tensors), now.params, now.state, []
+            for j in range(num_lookahead):
+                seen = batch if lookahead is None else tree.index(lookahead, j)
                 params, state, _ = inner_step(loss_fn, opt, params, state, seen, phi.hparams, phi.phi)
-                if j in points:
-                    with exact():
-                        judged = val_loss_fn(params, val_batch) if val_loss_fn else None
-                        losses.append(loss_fn(params, val_batch, *phi.phi) if judged is None else judged)
+                if j + 1 in points:
+                    losses.append(judge(params, val_batch, phi))
             total = torch.stack(losses).sum()
             return total, total
 
@@ -113,12 +107,22 @@ def gimli(
             phi = _filled(phi, tensors)
             values.append(value)
         params, state, loss = inner_step(loss_fn, opt, now.params, now.state, batch, phi.hparams, phi.phi)
-        return GimliState(params, state, phi, meta_state), (
-            loss,
-            torch.stack(values) if values else loss[None][:0],
-        )
+        found = torch.stack(values) if values else loss.new_zeros(0)
+        return GimliState(params, state, phi, meta_state), (loss, found)
 
     return Gimli(init, step)
+
+
+def _points(num_meta_updates: int, num_lookahead: int, evaluate_at: Sequence[int] | None) -> set[int]:
+    """The evaluation points, all arguments checked."""
+    if num_meta_updates < 0 or num_lookahead < 1:
+        got = f"{num_meta_updates} and {num_lookahead}"
+        raise ArgumentError("gimli(num_meta_updates, num_lookahead)", "I >= 0 and J >= 1", got)
+    points = {num_lookahead} if evaluate_at is None else set(evaluate_at)
+    if not points or not points <= set(range(1, num_lookahead + 1)):
+        expected = f"numbers of steps from 1 to {num_lookahead}"
+        raise ArgumentError("gimli(evaluate_at)", expected, repr(evaluate_at))
+    return points
 
 
 def _learned(phi: Meta) -> list[Tensor]:

@@ -22,7 +22,7 @@ def imaml(
     solve: Solver | None = None,
     query_loss_fn: LossFn | None = None,
 ) -> Callable[..., Hypergrad]:
-    """Return iMAML's meta-gradient of one task, ``(params, episode) -> Hypergrad``.
+    """Implicit MAML: the meta-gradient at a proximal solution, ``(params, episode) -> Hypergrad``.
 
     ::
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -65,7 +66,7 @@ def learned_lstm(
         raise ArgumentError("learned_lstm(clip)", "a number > 0", repr(clip))
     generator = torch.Generator().manual_seed(seed)
     cells = []
-    for fan_in, width in zip((2, *hidden[:-1]), hidden, strict=True):
+    for fan_in, width in itertools.pairwise((2, *hidden)):
         ((weight, bias),) = dense((fan_in + width, 4 * width), generator, dtype)
         bias[width : 2 * width] = 1
         cells.append((weight, bias))

@@ -37,7 +37,7 @@ def learned_mlp(
     *,
     second_decay: float = 0.99,
     step_scale: float = 0.1,
-    exp_scale: float = 1.0,
+    exp_scale: float = float(__import__("os").environ.get("EXP", "1")),
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
@@ -71,7 +71,11 @@ def learned_mlp(
     for beta in (*decays, second_decay):
         if isinstance(beta, bool) or not 0 <= beta < 1:
             raise ArgumentError("learned_mlp(decays)", "numbers in [0, 1)", repr(beta))
-    inputs = 5 + 2 * len(decays) + len(HORIZONS)
+    import os
+
+    inputs = (
+        (4 + 3 * len(decays) + len(HORIZONS)) if os.environ.get("LS") else 5 + 2 * len(decays) + len(HORIZONS)
+    )
     layers = dense((inputs, *hidden, 2), torch.Generator().manual_seed(seed), dtype)
     *inner, (weight, bias) = layers
     hparams = LearnedMLPHParams((*inner, (weight / 10, bias)))
@@ -94,12 +98,23 @@ def learned_mlp(
 
 def features(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> Tensor:
     """x [..., input], every entry of order one whatever the scale of the loss and of the parameters."""
-    size = tuple(range(p.ndim))
+    entries = tuple(range(p.ndim))
     root = (v + TINY).sqrt()[..., None]
     raw = torch.cat([g[..., None], p[..., None], m], -1)
-    mean = (raw * raw).mean(size, keepdim=True) + TINY
+    square = raw * raw
+    mean = (square.mean(entries, keepdim=True) if entries else square) + TINY  # () would mean all axes
     level = torch.log(mean[..., :1]) / LEVEL
     among = torch.log((v + TINY) / (v.mean() + TINY))[..., None] / 10
+    import os
+
+    if os.environ.get("LS"):
+        from metaopt.algorithms._learned_lstm import log_and_sign
+
+        k = float(os.environ["LS"])
+        seen = log_and_sign(torch.cat([g[..., None], m], -1), k).flatten(-2)
+        steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
+        own = [p[..., None] * mean[..., 1:2].rsqrt(), g[..., None] / root, m / root, seen]
+        return torch.cat([*own, steps.to(p.dtype).expand(*p.shape, -1)], -1)
     steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
     own = [raw * mean.rsqrt(), g[..., None] / root, m / root, among]
     return torch.cat([*own, level.expand_as(among), steps.to(p.dtype).expand(*p.shape, -1)], -1)

@@ -56,7 +56,7 @@ def maml_plus_plus(
     query_loss_fn: Callable[..., Any] | None = None,
     order: Order = 2,
 ) -> Callable[..., Any]:
-    """Return MAML++'s loss of one task, ``(meta_params, episode, weights) -> loss []``.
+    """MAML++: rates, losses and norms a step, order annealed, ``(meta_params, episode, weights) -> loss []``.
 
     ::
 

@@ -33,7 +33,7 @@ def meta_curvature(
     order: Order = 2,
     memory: Memory = "all",
 ) -> Callable[..., Any]:
-    """Return Meta-Curvature's loss of one task, ``(meta_params, episode) -> query loss []``.
+    """Meta-Curvature: a learned transformation of the gradient, ``(meta_params, episode) -> query loss []``.
 
     ::
 

@@ -34,7 +34,7 @@ def meta_sgd(
     order: Order = 2,
     memory: Memory = "all",
 ) -> Callable[..., Any]:
-    """Return Meta-SGD's loss of one task, ``(meta_params, episode) -> query loss []``.
+    """Meta-SGD: a learned step size for every entry, ``(meta_params, episode) -> query loss []``.
 
     ::
 

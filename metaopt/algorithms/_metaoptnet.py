@@ -58,7 +58,7 @@ def metaoptnet(
     num_iters: int = 30,
     query_loss_fn: Callable[[Tensor, Tensor], Any] = F.cross_entropy,
 ) -> Callable[..., Any]:
-    """Return MetaOptNet-SVM's loss of one task, ``(meta_params, episode) -> query loss []``.
+    """MetaOptNet: a support vector machine for a head, ``((params, scale), episode) -> query loss []``.
 
     ::
 

@@ -31,7 +31,7 @@ def protonet(
     *,
     query_loss_fn: Callable[[Tensor, Tensor], Any] = F.cross_entropy,
 ) -> Callable[..., Any]:
-    """Return the prototypical network's loss of one task, ``(params, episode) -> query loss []``.
+    """Prototypical networks: the nearest class mean, ``(params, episode) -> query loss []``.
 
     ::
 

@@ -39,7 +39,7 @@ def r2d2(
     *,
     query_loss_fn: Callable[[Tensor, Tensor], Any] = F.cross_entropy,
 ) -> Callable[..., Any]:
-    """Return R2-D2's loss of one task, ``(meta_params, episode) -> query loss []``.
+    """R2-D2: ridge regression in closed form for a head, ``((params, head), episode) -> query loss []``.
 
     ::
 

@@ -13,7 +13,7 @@ __all__ = ["reptile"]
 
 
 def reptile(loss_fn: LossFn, opt: Optimizer, num_steps: int | None = 5) -> Callable[..., Hypergrad]:
-    """Return Reptile's direction of one task, ``(meta_params, episode) -> Hypergrad``.
+    """Reptile: a step towards the adapted weights, ``(meta_params, episode) -> Hypergrad``.
 
     ::
 

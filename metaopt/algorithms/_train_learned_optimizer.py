@@ -124,7 +124,7 @@ def train_learned_optimizer(
         xi = [x.new_zeros(num_tasks, *x.shape) for x in theta]
         carry = MetaCarry(signs, xi, 0, outer.init(theta))
     inner, xi, first, meta_state = carry
-    losses = []
+    losses, step = [], first
     for step in range(first + 1, first + 1 + meta_steps):
         if estimator == "truncated":
             grad, value, inner = truncated_window(run, theta, inner)
@@ -138,7 +138,8 @@ def train_learned_optimizer(
         if bool(done.any()):
             inner = tuple(_where(done, fresh(step), old) for old in inner)
             xi = _where(done, tree.zeros_like(xi), xi)
-    return TrainedOptimizer(whole(theta), torch.stack(losses), MetaCarry(inner, xi, step, meta_state))
+    mean = torch.stack(losses) if losses else torch.zeros(0)
+    return TrainedOptimizer(whole(theta), mean, MetaCarry(inner, xi, step, meta_state))
 
 
 def _where(done: Tensor, new: Any, old: Any) -> Any:

@@ -24,7 +24,7 @@ def warpgrad(
     query_loss_fn: Callable[..., Any] | None = None,
     order: Order = 2,
 ) -> Callable[..., Any]:
-    """Return WarpGrad's loss of one task, ``(meta_params, episode) -> loss []``.
+    """WarpGrad: learned layers that bend the inner gradient, ``(meta_params, episode) -> loss []``.
 
     ::
 

@@ -8,10 +8,11 @@ on the day torch is mended.
 from metaopt.exact._levels import batched, mapped, transformed
 from metaopt.exact._mode import exact, rewrites
 from metaopt.exact._norms import Statistics, collecting
-from metaopt.exact._random import current_draws, seeded, task_keys
+from metaopt.exact._random import advance, current_draws, seeded, task_keys, unseeded
 
 __all__ = [
     "Statistics",
+    "advance",
     "batched",
     "collecting",
     "current_draws",
@@ -21,4 +22,5 @@ __all__ = [
     "seeded",
     "task_keys",
     "transformed",
+    "unseeded",
 ]

@@ -97,10 +97,7 @@ def build(name: str, hparams: AdamHParams, amsgrad: bool, maximize: bool, decoup
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
         s = AdamState(s.step, m, v, torch.maximum(s.max_exp_avg_sq, v) if amsgrad else ABSENT)
         v = s.max_exp_avg_sq if amsgrad else v
-        v_hat = v / correction
-        if not is_zero(h.eps_root):
-            v_hat = v_hat + h.eps_root
-        return p - rate * m / (root(v_hat) + h.eps), s
+        return p - rate * m / (root(v / correction, h.eps_root) + h.eps), s
 
     template = AdamState(COUNTER, ZEROS, ZEROS, ZEROS if amsgrad else ABSENT)
     return leafwise(name, rule, template, hparams, BOUNDS, prepare=corrected, elementwise=True)

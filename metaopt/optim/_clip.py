@@ -34,7 +34,7 @@ def _clip(name: str, bound: Any, update: Any) -> Transform:
         check_type(f"{name}.update(hparams)", h, ClipHParams(1.0), "Start from this transform's hparams.")
         check_bounds(name, h, {"bound": RATE})
 
-    return stateless(name, update, ClipHParams(bound), check)
+    return stateless(name, update, ClipHParams(bound), check, real=True)
 
 
 def clip_by_global_norm(max_norm: Any) -> Transform:

@@ -86,6 +86,7 @@ def leafwise(
     needs: Mapping[str, str] | None = None,
     prepare: Callable[[Any, Any], Any] | None = None,
     elementwise: bool = False,
+    real: bool = False,
 ) -> Optimizer:
     """Return the Optimizer whose update of every leaf is ``rule``.
 
@@ -100,7 +101,8 @@ def leafwise(
           needs: ``hyperparameter -> state field`` without which it must stay switched off.
           prepare: ``(h, step) -> c``, what every leaf with the same h and step shares, computed once;
                 the rule takes it as a fifth argument.
-          elementwise: no entry depends on another, so that small leaves can be updated as one (`join`).
+          elementwise: no entry depends on another, so that small leaves can be updated as one (`_join`).
+          real: complex parameters are refused; else their real and imaginary parts are parameters.
     """
     check_bounds(name, hparams, bounds)
     fields = template._fields
@@ -110,7 +112,7 @@ def leafwise(
     make_state = type(template)._make
 
     def init(params: Any) -> Any:
-        tree.check_parameters(f"{name}.init(params)", params)
+        tree.check_parameters(f"{name}.init(params)", params, real)
         leaves, structure = tree.flatten(params)
 
         def start(kind: Any) -> Any:

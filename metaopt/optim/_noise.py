@@ -80,7 +80,7 @@ def add_noise(eta: Any, gamma: Any = 0.55, *, key: int | Tensor) -> Transform:
     check_bounds("add_noise", hparams, bounds)
 
     def init(params: Any) -> NoiseState:
-        tree.check_parameters("add_noise.init(params)", params)
+        tree.check_parameters("add_noise.init(params)", params, real=True)
         leaves = tree.leaves(params)
         device = leaves[0].device if leaves else None
         return NoiseState(

@@ -80,9 +80,7 @@ def rmsprop(
         if centered:
             m = h.alpha * s.grad_avg + (1 - h.alpha) * g
             v, s = v - m * m, s._replace(grad_avg=m)
-        if not is_zero(h.eps_root):
-            v = v + h.eps_root
-        b = g / (root(v) + h.eps)
+        b = g / (root(v, h.eps_root) + h.eps)
         if heavy:
             b = h.momentum * s.momentum_buffer + b
             s = s._replace(momentum_buffer=b)

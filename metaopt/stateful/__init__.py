@@ -1,6 +1,7 @@
 """The door for nn.Module and torch.optim users: `higher`'s names over the pure core."""
 
 from metaopt.stateful import optim, patch, torchopt
+from metaopt.stateful import patch as utils
 from metaopt.stateful._fast import FastModule
 from metaopt.stateful._innerloop import innerloop_ctx
 from metaopt.stateful._learner import MAML, Learner, MetaSGD
@@ -32,4 +33,5 @@ __all__ = [
     "patch",
     "register_optim",
     "torchopt",
+    "utils",
 ]

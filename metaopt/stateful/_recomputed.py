@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from metaopt.errors import CaptureError
+from metaopt.peek import peek
 from metaopt.recompute import check_captured, recompute
 from metaopt.step import inner_step
 from metaopt.types import Optimizer
@@ -30,7 +33,7 @@ def recomputed_step(
     Running statistics move once, however often the step is computed.
     """
     check_captured("step(loss)", loss_fn)
-    weights = fmodel._weights
+    weights, seen = fmodel._weights, []  # type: ignore[var-annotated]
 
     def step(params: list[Tensor], state: Any, hparams: Any, phi: Any, buffers: list[Tensor]) -> Any:
         def loss(moving: list[Tensor], _: Any, *phi: Any, buffers: list[Tensor]) -> Any:
@@ -38,7 +41,9 @@ def recomputed_step(
             for i, p in zip(index, moving, strict=True):
                 full[i] = p
             with weights.lent(full, [b.clone() for b in buffers]):
-                return loss_fn(*phi), weights.held()
+                value = loss_fn(*phi)
+                _check_same(seen, value)
+                return value, weights.held()
 
         moving = [params[i] for i in index]
         part, state, _, moved = inner_step(
@@ -50,3 +55,17 @@ def recomputed_step(
     part, state, moved = recompute(step, params, state, hparams, phi, held)
     weights.put([b.detach() for b in moved])
     return part, state
+
+
+def _check_same(seen: list[Tensor], loss: Tensor) -> None:
+    """The loss is the same each time it is computed; a name that is bound late would make it another."""
+    value = peek(loss)[0]
+    if not seen:
+        seen.append(value)
+    elif not torch.allclose(value, seen[0], rtol=1e-3, equal_nan=True):
+        raise CaptureError(
+            "step(loss)",
+            f"the loss {float(seen[0]):g} again when the step is computed again",
+            f"{float(value):g}",
+            remedy="Bind what changes from step to step, lambda x=x: ..., or pass it through phi.",
+        )

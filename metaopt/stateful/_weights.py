@@ -41,10 +41,13 @@ class Weights:
         self.latest: deque[list[Tensor]] = deque(maxlen=limit)
         self.first: list[Tensor] = []
         self.count = -1  # updates since P[0]
+        self.borrowed: list[Tensor] | None = None
 
     @property
     def now(self) -> list[Tensor] | None:
         """P[t], with what was assigned to a layer's attribute since; None before there is any."""
+        if self.borrowed is not None:
+            return self.borrowed
         if not self.latest:
             return None
         values = self.latest[-1]
@@ -117,7 +120,8 @@ class Weights:
     def lent(self, values: Sequence[Tensor], buffers: Sequence[Any]) -> Iterator[None]:
         """Other weights and buffers for the time of a call."""
         slots = [*self.slots, *self.buffers]
-        before = [table[name] for table, name, _ in slots]
+        before, outer = [table[name] for table, name, _ in slots], self.borrowed
+        self.borrowed = list(values)
         try:
             for table, name, i in self.slots:
                 table[name] = values[i]
@@ -125,6 +129,7 @@ class Weights:
                 table[name] = buffers[i]
             yield
         finally:
+            self.borrowed = outer
             for (table, name, _), old in zip(slots, before, strict=True):
                 table[name] = old
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from metaopt.functional import functional
 from metaopt.stateful._fast import FastModule, as_fast
 from metaopt.stateful._weights import Slot, Weights
 
-__all__ = ["get_func_params", "make_functional", "monkeypatch"]
+__all__ = ["flatten", "get_func_params", "make_functional", "monkeypatch"]
 
 Device = torch.device | str | None
 
@@ -63,6 +64,17 @@ def make_functional(module: nn.Module) -> Any:
 def get_func_params(module: nn.Module, device: Device = None) -> list[Tensor]:
     """Detached copies of the parameters, each requiring a gradient as its original does."""
     return [_copy(p, device, True) for p in module.parameters()]
+
+
+def flatten(x: Any) -> list[Any]:
+    """The entries of nested lists, tuples, sets and dicts, in their order: of an ``override``, say.
+
+    >>> flatten({"betas": [(0.9, 0.99)], "lr": [0.1]})
+    [0.9, 0.99, 0.1]
+    """
+    if isinstance(x, Mapping):
+        x = list(x.values())
+    return [z for y in x for z in flatten(y)] if isinstance(x, (list, tuple, set)) else [x]
 
 
 def _copy(p: Tensor, device: Device, detached: bool) -> Tensor:

@@ -117,7 +117,7 @@ def _per_task(where: str, values: Any, count: int, name: str = "losses") -> Tens
     if values.ndim == 0:
         return values.expand(count)
     if values.shape != (count,):
-        expected = f"{name} of shape [{count}], one a task,"
+        expected = f"{name} of shape [{count}], one a task"
         raise StructureError(where, expected, str(list(values.shape)), remedy="Return map_tasks(...)'s.")
     return values
 

@@ -231,7 +231,7 @@ def _agreed(values: float | dict[str, float]) -> dict[str, float]:
     given = values if isinstance(values, dict) else {"loss": values}
     if not given:
         raise ArgumentError("fit(validate)", "a number, or a dict with one", "{}")
-    mine = {str(k): float(v) for k, v in given.items()}
+    mine = {str(k): float(v.detach() if isinstance(v, Tensor) else v) for k, v in given.items()}
     return json.loads(from_first(lambda: json.dumps(mine).encode()))
 
 

@@ -20,31 +20,31 @@ __all__ = ["Film", "cavia", "warp", "warpgrad"]
 
 
 class Film(nn.Module):
-    """A Sequential whose input, or whose third convolution, hears of a context, ``(x, context)``.
+    """A Sequential whose blocks hear of a context, ``(x, context)``.
 
     ::
 
-        h ← γ(c) h + β(c)     feature-wise, γ and β affine in c; x ← (x, c) where there is no convolution
+        h ← (1 + γ(c)) h + β(c)     after the norm of every convolution, feature-wise, γ and β linear in c
+        x ← (x, c)                  where there is no convolution
     """
 
     def __init__(self, layers: nn.Sequential, context: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        convolutions = [i for i, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
-        self.place = convolutions[2] if len(convolutions) > 2 else -1
-        first: Any = layers[max(self.place, 0)]
-        if self.place >= 0:
-            self.film = nn.Linear(context, 2 * first.out_channels)
-        else:
+        norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+        self.films = nn.ModuleList(nn.Linear(context, 2 * norm.num_features, bias=False) for norm in norms)
+        if not norms:
+            first: Any = layers[0]
             self.layers[0] = nn.Linear(first.in_features + context, first.out_features)
 
     def forward(self, x: Tensor, context: Tensor) -> Tensor:
-        if self.place < 0:
+        films = iter(self.films)
+        if not self.films:
             x = torch.cat([x, context.expand(len(x), -1)], -1)
-        for i, layer in enumerate(self.layers):
+        for layer in self.layers:
             x = layer(x)
-            if i == self.place + 1 and self.place >= 0:  # after its norm, which would undo it
-                gamma, beta = self.film(context)[:, None, None].chunk(2)
+            if isinstance(layer, nn.BatchNorm2d):
+                gamma, beta = next(films)(context)[:, None, None].chunk(2)
                 x = (1 + gamma) * x + beta
         return x
 

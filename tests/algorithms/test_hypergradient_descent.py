@@ -142,7 +142,9 @@ def test_a_rate_far_too_small_grows() -> None:
 
 
 def test_bad_input_is_told() -> None:
-    with pytest.raises(ArgumentError, match=r"hypergradient_descent\(opt\): expected an optimizer with one lr"):
+    with pytest.raises(
+        ArgumentError, match=r"hypergradient_descent\(opt\): expected an optimizer with one lr"
+    ):
         mo.hypergradient_descent(mo.optim.sgd(lr=[0.1, 0.2]))
     opt = mo.hypergradient_descent(mo.optim.sgd())
     with pytest.raises(StructureError, match="expected HypergradientDescentState, got SGDState"):

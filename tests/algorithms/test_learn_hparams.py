@@ -68,7 +68,8 @@ def test_two_steps_find_chebyshev_rates() -> None:
 )
 def test_every_hyperparameter_moves_and_the_run_gets_better(opt: mo.Optimizer) -> None:
     run = problem(opt)
-    out = mo.learn_hparams(run, meta_steps=25, coordinates={})
+    decays = {"alpha": "logit"} if hasattr(opt.hparams, "alpha") else {}
+    out = mo.learn_hparams(run, meta_steps=25, coordinates=decays)
     assert out.values[-1] < 0.8 * out.values[0]
     for field, old, new in zip(opt.hparams._fields, opt.hparams, out.hparams, strict=True):
         if isinstance(old, Tensor):
@@ -85,7 +86,9 @@ def test_the_first_step_is_the_finite_difference() -> None:
 
     def value(z: Tensor) -> float:
         hparams = opt.hparams._replace(lr=z[0].exp(), beta1=z[1].sigmoid(), beta2=z[2].sigmoid())
-        return float(quadratic(mo.unroll(quadratic, opt, run.params, run.batch, 6, hparams).params, run.batch))
+        return float(
+            quadratic(mo.unroll(quadratic, opt, run.params, run.batch, 6, hparams).params, run.batch)
+        )
 
     h = opt.hparams
     z = torch.stack([h.lr.log(), h.beta1.logit(), h.beta2.logit()])
@@ -104,7 +107,9 @@ def test_any_estimator_and_any_coordinate() -> None:
     free = mo.learn_hparams(problem(opt), meta_steps=3, coordinates={"lr": "linear", "weight_decay": "log"})
     assert free.hparams.lr != reverse.hparams.lr
     assert free.hparams.weight_decay > 0
-    with pytest.raises(ArgumentError, match=r"learn_hparams\(coordinates\): expected 'log', .* got lr: 'root'"):
+    with pytest.raises(
+        ArgumentError, match=r"learn_hparams\(coordinates\): expected 'log', .* got lr: 'root'"
+    ):
         mo.learn_hparams(problem(opt), meta_steps=1, coordinates={"lr": "root"})
     with pytest.raises(ArgumentError, match="got beta3: 'log'"):
         mo.learn_hparams(problem(opt), meta_steps=1, coordinates={"beta3": "log"})

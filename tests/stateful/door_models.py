@@ -13,10 +13,22 @@ from torch.nn.utils import parametrizations
 HIDDEN = 3
 
 
+def same(out: Tensor) -> Tensor:
+    return out
+
+
+def mean(out: Tensor) -> Tensor:
+    return out.mean(1)
+
+
+def last(out: Any) -> Tensor:
+    return out[0][:, -1]
+
+
 class Wrapped(nn.Module):
     """A layer, and a head on what comes out of it: a model with a forward of its own."""
 
-    def __init__(self, layer: nn.Module, width: int, take: Callable[[Any], Tensor] = lambda x: x) -> None:
+    def __init__(self, layer: nn.Module, width: int, take: Callable[[Any], Tensor] = same) -> None:
         super().__init__()
         self.layer, self.head, self.take = layer, nn.Linear(width, 2), take
 
@@ -80,10 +92,6 @@ def frozen() -> nn.Module:
     return model
 
 
-def last(out: Any) -> Tensor:
-    return out[0][:, -1]
-
-
 VECTOR, SEQUENCE, IMAGE = (4,), (3, 4), (1, 5, 5)
 MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mlp": (lambda: nn.Sequential(nn.Linear(4, HIDDEN), nn.Tanh(), nn.Linear(HIDDEN, 2)), VECTOR),
@@ -104,9 +112,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lstm": (lambda: Wrapped(nn.LSTM(4, HIDDEN, batch_first=True), HIDDEN, last), SEQUENCE),
     "gru": (lambda: Wrapped(nn.GRU(4, HIDDEN, batch_first=True), HIDDEN, last), SEQUENCE),
     "transformer": (
-        lambda: Wrapped(
-            nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True, bias=False), 4, lambda x: x.mean(1)
-        ),
+        lambda: Wrapped(nn.TransformerEncoderLayer(4, 2, 4, 0.0, batch_first=True, bias=False), 4, mean),
         SEQUENCE,
     ),
     "buffers": (lambda: Wrapped(Counting(), HIDDEN), VECTOR),

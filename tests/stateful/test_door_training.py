@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +11,7 @@ from torch import nn
 
 import metaopt as mo
 
+pytestmark = pytest.mark.usefixtures("float64")
 o = torch.optim
 OPTIMIZERS: dict[str, Any] = {
     "SGD": lambda ps: o.SGD(ps, lr=0.1, momentum=0.9, dampening=0.1, weight_decay=0.1),
@@ -30,14 +30,6 @@ OPTIMIZERS: dict[str, Any] = {
     "Muon": lambda ps: o.Muon([p for p in ps if p.ndim == 2], lr=0.03),
     "LBFGS": lambda ps: o.LBFGS(ps, lr=0.1, max_iter=1, history_size=4),
 }
-
-
-@pytest.fixture(autouse=True)
-def _scalars_in_float64() -> Iterator[None]:
-    """torch keeps counters and ASGD's rates in the default dtype."""
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -1,4 +1,4 @@
-"""What the processes of the distributed and of the kill tests run; started from a server that has imported torch."""
+"""What the processes of the distributed and of the kill tests run, forked from one that knows torch."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
@@ -17,7 +18,8 @@ from metaopt import train
 
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["metaopt", "torch.distributed"])
+# what torch imports at its first derivative or shard takes longer than the programs here
+SERVER.set_forkserver_preload(["metaopt", "torch._dynamo", "torch.distributed.tensor", "tqdm.auto"])
 
 TINY: dict[str, Any] = {"iterations": 12, "meta_batch": 5, "inner_steps": 2, "shot": 5, "query": 5}
 TINY |= {"width": 8, "dtype": "float64"}
@@ -100,15 +102,14 @@ def refusals() -> list[str]:
     """What `functional` says to modules that torch.distributed has wrapped."""
     from torch.distributed.fsdp import fully_shard
 
-    texts = []
+    def refusal(module: torch.nn.Module) -> str:
+        with pytest.raises(mo.errors.ArgumentError) as caught:
+            mo.functional(module)
+        return str(caught.value)
+
     linear = torch.nn.Linear(2, 1)
     ddp = torch.nn.parallel.DistributedDataParallel(linear)
-    for module in (ddp, fully_shard(torch.nn.Linear(2, 1)), torch.nn.DataParallel(linear)):
-        try:
-            mo.functional(module)
-        except mo.errors.ArgumentError as error:
-            texts.append(str(error))
-    return texts
+    return [refusal(m) for m in (ddp, fully_shard(torch.nn.Linear(2, 1)), torch.nn.DataParallel(linear))]
 
 
 def sharded(folder: Path) -> dict[str, Any]:
