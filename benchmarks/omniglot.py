@@ -101,7 +101,10 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data", required=True, help="folder with Omniglot's archives")
+    parser.add_argument("--data", help="folder with Omniglot's archives")
+    parser.add_argument(
+        "--table", action="store_true", help="print the table of --results, and train nothing"
+    )
     parser.add_argument("--cpu-minutes", type=float, default=10.0)
     parser.add_argument("--algorithm", nargs="+", default=list(train.ALGORITHMS), choices=train.ALGORITHMS)
     parser.add_argument("--tasks", type=int, default=600, help="test tasks")
@@ -109,6 +112,11 @@ def main() -> None:
     parser.add_argument("--progress", action="store_true")
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="other options of train")
     options = parser.parse_args()
+    if options.table:
+        print(table([json.loads(line) for line in options.results.read_text().splitlines()]))
+        return
+    if not options.data:
+        parser.error("--data FOLDER is needed")
     kinds = {field.name: field.type for field in dataclasses.fields(train.Config)}
     given: dict[str, Any] = {"data": options.data}
     for name, value in (pair.split("=") for pair in options.set):

@@ -61,9 +61,15 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "imaml": {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.01, "inner_steps": 10, "strength": 0.5},
-        "omniglot": {"learn_lr": "no", "inner_steps": 16, "inner_lr": 0.1},
+        "omniglot": {
+            "learn_lr": "no",
+            "inner_steps": 4,
+            "inner_lr": 0.4,
+            "strength": 0.5,
+            "meta_batch": 2,
+        },
     },
-    "protonet": {"omniglot": {"train_way": 20, "learn_lr": "no"}},
-    "r2d2": {"omniglot": {"train_way": 20, "learn_lr": "no"}},
+    "protonet": {"omniglot": {"train_way": 20, "meta_batch": 1, "learn_lr": "no"}},
+    "r2d2": {"omniglot": {"train_way": 20, "meta_batch": 1, "learn_lr": "no"}},
     "metaoptnet": {"omniglot": {"learn_lr": "no"}},
 }

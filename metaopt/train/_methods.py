@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from metaopt.errors import ArgumentError
 from metaopt.train import _methods_direct, _methods_maml, _methods_metric, _methods_modules
 from metaopt.train._config import Config
 from metaopt.train._method import Method
@@ -29,9 +30,15 @@ METHODS: dict[str, Callable[[Config, Problem], Method]] = {
 }
 
 
+_ANY_WAY = ("protonet", "r2d2", "metaoptnet")  # their heads are made of the support set
+
+
 def make_method(config: Config, problem: Problem) -> Method:
     """Build the algorithm that a configuration names.
 
-    Raises: ArgumentError if it does not fit the problem.
+    Raises: ArgumentError if it does not fit the problem, or the number of classes that it is trained on.
     """
+    if config.train_way not in (0, config.way) and config.algorithm not in _ANY_WAY:
+        expected = f"0 or {config.way}, the classes of the network's last layer,"
+        raise ArgumentError("train(train_way)", expected, str(config.train_way))
     return METHODS[config.algorithm](config, problem)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 import metaopt as mo
 from metaopt import Episode, Meta
@@ -82,10 +81,6 @@ def is_head(path: str) -> bool:
     return path.startswith("['3.")
 
 
-def is_norm(path: str) -> bool:
-    return path.startswith("['1.")
-
-
 def plus_plus() -> Case:
     norm = {k: p for k, p in PARAMS.items() if k.startswith("1.")}
     rest = {k: p for k, p in PARAMS.items() if k not in norm}
@@ -93,11 +88,6 @@ def plus_plus() -> Case:
     task = mo.maml_plus_plus(loss_of_norm, 2)
     weights = alg.multi_step_weights(2, 0.3)
     return Case("maml_plus_plus", lambda meta, episode: task(meta, episode, weights), meta, regression())
-
-
-def tensors(hparams: Any) -> Any:
-    """Hyperparameters without the numbers that nobody learns."""
-    return hparams._replace(lr=torch.tensor(0.2, dtype=DOUBLE))
 
 
 WARP = (torch.eye(2, dtype=DOUBLE) + 0.1,)
@@ -139,7 +129,3 @@ def gradient(case: Case, how: Any, **options: Any) -> tuple[Tensor, list[Tensor]
         leaves[i] = leaves[i].clone().requires_grad_()
     value = over_tasks(mo.tree.unflatten(structure, leaves), case.episodes).mean()
     return value.detach(), list(torch.autograd.grad(value, [leaves[i] for i in index]))
-
-
-def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
-    return F.cross_entropy(logits, y)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import re
 from pathlib import Path
 
 import pytest
@@ -24,6 +25,13 @@ def test_every_initialisation_has_a_row_and_is_trained_by_name() -> None:
     assert ELSEWHERE | set(NAMES) <= set(catalogue()["algorithms"])
     for name in (*NAMES, *ELSEWHERE):
         assert getattr(mo, name) is getattr(mo.algorithms, name)
+
+
+def test_every_public_algorithm_is_tested_in_this_folder() -> None:
+    """The initialisations by the rows of families.py, the others each in a file of its own."""
+    tests = " ".join(path.read_text() for path in Path(__file__).parent.glob("*.py"))
+    missing = [name for name in catalogue()["algorithms"] if not re.search(rf"\b{name}\(", tests)]
+    assert not missing
 
 
 @pytest.mark.parametrize("name", [*NAMES, *ELSEWHERE])

@@ -126,6 +126,12 @@ def test_a_name_that_is_not_there_is_told() -> None:
         train.config_for("sinusoid", "mamba")
 
 
+def test_a_head_of_five_classes_cannot_be_trained_on_twenty() -> None:
+    config, problem = make("omniglot", "anil", train_way=20)
+    with pytest.raises(ArgumentError, match=r"train\(train_way\): expected 0 or 5, the classes"):
+        train.make_method(config, problem)
+
+
 def test_a_checkpoint_of_another_algorithm_is_not_continued(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
