@@ -8,6 +8,7 @@
     ├── CaptureError       RuntimeError     a tensor that needs a gradient came in by closure
     ├── VmapError          RuntimeError     something in the model cannot be mapped over tasks
     ├── DerivativeError    RuntimeError     something in the model has no derivative of the order asked for
+    ├── CompileError       RuntimeError     something in the model cannot be compiled
     ├── DivergenceError    ArithmeticError  a number became NaN or infinite
     ├── DataError          ValueError       a data file is missing, damaged, or too small
     ├── CheckpointError    RuntimeError     a checkpoint is damaged, or of another run
@@ -25,6 +26,7 @@ __all__ = [
     "ArgumentError",
     "CaptureError",
     "CheckpointError",
+    "CompileError",
     "DataError",
     "DerivativeError",
     "DivergenceError",
@@ -71,6 +73,10 @@ class VmapError(MetaoptError, RuntimeError):
 
 class DerivativeError(MetaoptError, RuntimeError):
     """Something in the model has no derivative of the order that was asked for."""
+
+
+class CompileError(MetaoptError, RuntimeError):
+    """Something in the model cannot be compiled; it runs eagerly all the same."""
 
 
 class DivergenceError(MetaoptError, ArithmeticError):

@@ -132,7 +132,7 @@ def _closure(f: Any, seen: set[int]) -> Iterator[tuple[str, Tensor]]:
     named: dict[str, tuple[Any, ...]]
     if isinstance(f, functools.partial):
         named = {"a partial argument": (f.func, *f.args, *f.keywords.values())}
-    elif hasattr(f, "__code__") and f.__module__.partition(".")[0] not in ("torch", "metaopt"):
+    elif hasattr(f, "__code__") and (f.__module__ or "").partition(".")[0] not in ("torch", "metaopt"):
         cells = zip(f.__code__.co_freevars, f.__closure__ or (), strict=True)
         named = {name: (cell.cell_contents,) for name, cell in cells if _filled(cell)}
         named |= {n: (f.__globals__[n],) for n in f.__code__.co_names if n in f.__globals__}

@@ -6,11 +6,13 @@ import math
 import time
 from typing import Any, NamedTuple
 
+from metaopt import show
 from metaopt.errors import ArgumentError
 from metaopt.hypergrad._problem import Problem, count_steps, segment
 from metaopt.hypergrad._unrolled import unrolled
 from metaopt.memory import Binomial, Memory
 from metaopt.peak import peak_memory
+from metaopt.progress import progress
 from metaopt.revolve import repetitions
 from metaopt.types import Meta
 
@@ -26,17 +28,30 @@ class Strategy(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """The choice, and all strategies it was made from; ``str`` gives a table."""
+    """The choice, and all strategies it was made from; a table here and in Jupyter, a picture by
+    `metaopt.plot.costs`.
+    """
 
     choice: Strategy
     strategies: tuple[Strategy, ...]
 
-    def __str__(self) -> str:
-        rows = [f"{'memory':<20} {'peak MiB':>10} {'seconds':>9}"]
-        for s in self.strategies:
-            mark = "  <- chosen" if s == self.choice else ""
-            rows.append(f"{s.memory!s:<20} {s.peak / 2**20:>10.2f} {s.seconds:>9.3f}{mark}")
-        return "\n".join(rows)
+    def _cells(self) -> list[tuple[str, ...]]:
+        return [
+            (
+                str(s.memory),
+                f"{s.peak / 2**20:.2f}",
+                f"{s.seconds:.3f}",
+                "<- chosen" if s == self.choice else "",
+            )
+            for s in self.strategies
+        ]
+
+    def __repr__(self) -> str:
+        rows = [("memory", "peak MiB", "seconds", ""), *self._cells()]
+        return "\n".join(f"{m:<20} {peak:>10} {s:>9}  {mark}".rstrip() for m, peak, s, mark in rows)
+
+    def _repr_html_(self) -> str:
+        return show.table(("memory", "peak MiB", "seconds", ""), self._cells())
 
 
 def plan(problem: Problem, budget: float | None = None, phi: Any = None) -> Plan:
@@ -78,11 +93,14 @@ def plan(problem: Problem, budget: float | None = None, phi: Any = None) -> Plan
         return peak, (time.perf_counter() - start) / steps
 
     measured(2, "all")  # warm up
-    (p8, _), (p16, f_all) = measured(8, "all"), measured(16, "all")
+    runs: list[tuple[int, Memory]] = [(8, "all"), (16, "all"), (8, 2), (16, 2), (16, 4)]
+    runs += [(16, Binomial(1)), (16, Binomial(3))]
+    (p8, _), (p16, f_all), (b8, _), (b16, _), (wide, f_k), (d1, f_1), (d3, _) = [
+        measured(*run) for run in progress(runs, "plan")
+    ]
     g = (p16 - p8) / 8
     rows = [Strategy("all", int(p16 + g * (total - 16)), f_all * total)]
 
-    (b8, _), (b16, _), (wide, f_k) = measured(8, 2), measured(16, 2), measured(16, 4)
     c = (b16 - b8) / 4
     slope = (wide - b16 + 4 * c) / 2  # 8 blocks of 2 against 4 blocks of 4
     root = math.isqrt(total - 1) + 1
@@ -91,8 +109,7 @@ def plan(problem: Problem, budget: float | None = None, phi: Any = None) -> Plan
         peak = wide + (math.ceil(total / k) - 4) * c + (k - 4) * slope
         rows.append(Strategy(memory, int(peak), f_k * total))  # type: ignore[arg-type]
 
-    (d1, f_1), (d3, _) = measured(16, Binomial(1)), measured(16, Binomial(3))
-    e = (d3 - d1) / 2
+    e = max(d3 - d1, 0) / 2  # tiny carries drown in when Python frees what it no longer needs
     for slots in (2, 4, 8, 16, 32):
         work = (repetitions(total, slots) + 2) / (repetitions(16, 1) / 2 + 2)
         rows.append(Strategy(Binomial(slots), int(d1 + (slots - 1) * e), f_1 * work * total))

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
-from metaopt.optim._leafwise import check_type, wide
+from metaopt.optim._entries import check_type
+from metaopt.optim._leafwise import wide
 from metaopt.types import Optimizer
 
 __all__ = ["AccumulateState", "accumulate"]

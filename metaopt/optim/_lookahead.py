@@ -10,7 +10,8 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.optim._accumulate import where
-from metaopt.optim._leafwise import check_bounds, check_type, wide
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import wide
 from metaopt.types import Optimizer
 
 __all__ = ["LookaheadHParams", "LookaheadState", "lookahead"]

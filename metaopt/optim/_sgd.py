@@ -74,11 +74,13 @@ def sgd(
         g = plus(-g if maximize else g, h.weight_decay, p)
         if not heavy:
             return p - h.lr * g, s
-        v = h.momentum * s.momentum_buffer + (1 - h.dampening) * g
         if dampened:
+            v = h.momentum * s.momentum_buffer + (1 - h.dampening) * g
             v = torch.where(s.step == 1, g, v)
+        else:
+            v = h.momentum * s.momentum_buffer + g
         d = g + h.momentum * v if nesterov else v
-        return p - h.lr * d, s._replace(momentum_buffer=v)
+        return p - h.lr * d, SGDState(v, s.step)
 
     template = SGDState(ZEROS if heavy else ABSENT, COUNTER if dampened else ABSENT)
     return leafwise(
@@ -88,4 +90,5 @@ def sgd(
         hparams,
         bounds=dict.fromkeys(SGDHParams._fields, RATE),
         needs={"momentum": "momentum_buffer", "dampening": "step"},
+        elementwise=True,
     )

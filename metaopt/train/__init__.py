@@ -1,5 +1,6 @@
 """Training: the outer loop, its checkpoints, many processes, evaluation and pictures."""
 
+from metaopt.show import dress
 from metaopt.train._checkpoint import Checkpoint, load, restore, save
 from metaopt.train._config import CHOICES, Config, config_for
 from metaopt.train._defaults import ALGORITHMS, DEFAULTS
@@ -58,3 +59,5 @@ __all__ = [
     "start",
     "train",
 ]
+
+dress(__name__)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.batch import map_tasks
+from metaopt.progress import progress
 from metaopt.train._config import Config
 from metaopt.train._methods import make_method
 from metaopt.train._problem import Problem
@@ -59,7 +60,7 @@ def evaluate(
 
     how: Any = config.how
     scores = []
-    for first in range(0, num_tasks, 100):
+    for first in progress(range(0, num_tasks, 100), "evaluate"):
         count = min(100, num_tasks - first)
         episodes = problem.test.sample(count, seed, first)
         with torch.no_grad():

@@ -32,7 +32,7 @@ def save_pictures(config: Config, problem: Problem, learned: Any, out: Path) -> 
     return [out / name for name in figures]
 
 
-def _sinusoids(config: Config, problem: Problem, learned: Any) -> plot.Any:
+def _sinusoids(config: Config, problem: Problem, learned: Any) -> Any:
     episodes = problem.test.sample(3, TEST_SEED, 0)
     method, steps = make_method(config, problem), sorted({0, 1, config.test_steps or config.inner_steps})
     x = torch.linspace(-5, 5, 200, dtype=getattr(torch, config.dtype), device=config.device)
@@ -53,7 +53,7 @@ def _wave(x: Tensor) -> Tensor:
     return torch.stack([x.sin(), x.cos()], -1)
 
 
-def _images(config: Config, problem: Problem, learned: Any) -> plot.Any:
+def _images(config: Config, problem: Problem, learned: Any) -> Any:
     episode = tree.index(problem.test.sample(1, TEST_SEED, 0), 0)
     method = make_method(config, problem)
     trail = method.adapt(learned, episode.support, config.test_steps or config.inner_steps)

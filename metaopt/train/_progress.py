@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from metaopt.progress import bar
+
 __all__ = ["Progress", "interruptible"]
 
 
@@ -37,9 +39,7 @@ class Progress:
     """A bar with smoothed loss and score and the speed, and a line that stays every tenth of the way."""
 
     def __init__(self, first: int, total: int, shown: bool) -> None:
-        from tqdm.auto import tqdm  # here, for it imports asyncio
-
-        self.bar = tqdm(total=total, initial=first, disable=not shown, unit="step")
+        self.bar = bar(total=total, initial=first, disable=not shown, unit="step")
         self.smooth: dict[str, float] = {}
         self.tasks, self.began = 0, time.perf_counter()
 

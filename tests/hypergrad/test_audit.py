@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 from typing import Any
 
-import matplotlib
 import pytest
 import scenarios
 import torch
@@ -15,8 +14,6 @@ import metaopt as mo
 from metaopt import hypergrad as hg
 from metaopt.errors import ArgumentError, CaptureError, DivergenceError
 from metaopt.peak import peak_memory
-
-matplotlib.use("Agg")
 
 
 def net(p: Any, batch: Any) -> Any:
@@ -49,10 +46,23 @@ def test_the_audit_of_a_converged_problem() -> None:
     assert all(r.note or (r.seconds > 0 and r.peak > 0) for r in report.rows)
     text = str(report)
     assert text.splitlines()[0].split()[:2] == ["estimator", "cosine"]
-    axes = report.plot()
-    assert axes.get_xscale() == "log"
-    assert len(axes.collections) == sum(not r.note for r in report.rows)
-    matplotlib.pyplot.close("all")
+
+
+def test_the_audit_of_a_module_whose_parameters_require_grad() -> None:
+    params = [p.requires_grad_() for p in small_net(4).params]
+    report = mo.audit(small_net(4)._replace(params=params), params)
+    assert {r.name for r in report.rows if r.residual == r.residual} == set()
+    loss = lambda p, b, phi: net(p, b) * phi
+    problem = small_net(4)._replace(loss_fn=loss, params=params)
+    report = mo.audit(problem, mo.Meta(None, None, (torch.tensor(1.0),)))
+    assert {r.name for r in report.rows if r.residual == r.residual} == {"implicit", "fixed_point"}
+
+
+def test_more_slots_never_need_less() -> None:
+    problem = hg.Problem(lambda p, b: (p**2).sum(), mo.optim.sgd(lr=0.1), num_steps=64, params=torch.ones(2))
+    peaks = [s.peak for s in mo.plan(problem).strategies if isinstance(s.memory, mo.Binomial)]
+    assert peaks == sorted(peaks)
+    assert peaks[0] > 0
 
 
 def test_a_plan_predicts_the_peak_within_a_fifth() -> None:
