@@ -13,7 +13,7 @@ from metaopt import tree
 from metaopt.compiled import owner
 from metaopt.compiled_map import Flat, mapped_by
 from metaopt.compiling import Compile, Way, as_compile
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.exact import current_draws, exact, seeded, task_keys
 from metaopt.recompute import check_captured, recompute
 
@@ -61,8 +61,7 @@ def map_tasks(
     """
     if how not in ("auto", "vmap", "loop"):
         raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
-    counted = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (counted and chunk_size >= 1):
+    if chunk_size is not None and not is_count(chunk_size):
         raise ArgumentError("map_tasks(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
     choice = as_compile("map_tasks(compile)", compile, ("step", "whole", "auto"))
 

@@ -33,7 +33,8 @@ def leaf(x: Any) -> str:
     """
     if isinstance(x, Tensor):
         kind = tree.describe([x]).split(maxsplit=1)[1]
-        return f"{kind} {x.item():.6g}" if _readable(x) else kind
+        value = x.item() if _readable(x) else ""
+        return f"{kind} {value:.6g}" if isinstance(value, float) else f"{kind} {value}".rstrip()
     if callable(x) and not isinstance(x, type):
         return str(getattr(x, "__name__", type(x).__name__))
     found = repr(x)

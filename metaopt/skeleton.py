@@ -29,7 +29,8 @@ def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
     if id(module) in memo:
         return memo[id(module)]
     cls = type(module)
-    if any(getattr(cls, name, None) is not getattr(nn.Module, name, None) for name in _HOOKS):
+    home = nn.RNNBase if isinstance(module, nn.RNNBase) else nn.Module  # its hooks are about weak references
+    if any(getattr(cls, name, None) is not getattr(home, name, None) for name in _HOOKS):
         return copy.deepcopy(module, memo)
     new = memo[id(module)] = cls.__new__(cls)
     table = vars(new)

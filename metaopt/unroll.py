@@ -10,7 +10,7 @@ import torch
 from metaopt import tree
 from metaopt.compiled_loop import Loop
 from metaopt.compiling import Compile, as_compile, count_steps, current_compile
-from metaopt.errors import ArgumentError, CompileError, StructureError
+from metaopt.errors import CompileError, StructureError, check_at_least
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
 from metaopt.step import Order, inner_step
@@ -81,8 +81,7 @@ def unroll(
     if num_steps is None:
         remedy = "Pass num_steps=... to repeat one batch."
         num_steps = tree.axis_size("unroll(batch)", batch, noun="steps", remedy=remedy)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ArgumentError("unroll(num_steps)", "an integer >= 0", repr(num_steps))
+    check_at_least("unroll(num_steps)", num_steps, 0)
     check_memory(memory)
     if memory != "all":
         check_captured("unroll(loss_fn)", loss_fn)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import check_at_least
 from metaopt.hypergrad import Problem, unrolled
 from metaopt.types import Hypergrad, Optimizer
 
@@ -63,8 +63,7 @@ def bilevel(
     >>> mo.bilevel(problem, torch.tensor(0.0), mo.optim.sgd(0.5), 20).phi
     tensor(3.)
     """
-    if isinstance(num_updates, bool) or not isinstance(num_updates, int) or num_updates < 0:
-        raise ArgumentError("bilevel(num_updates)", "an integer >= 0", repr(num_updates))
+    check_at_least("bilevel(num_updates)", num_updates, 0)
     phi = tree.detach(phi)
     params, values = problem.params, []
     state = opt.init(_learned(phi))

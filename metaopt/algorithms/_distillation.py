@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import softplus
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import check_at_least
 from metaopt.exact import exact
 from metaopt.optim import sgd
 from metaopt.types import LossFn
@@ -58,8 +58,7 @@ def distillation(
     >>> task_loss(one, (torch.tensor(0.0), real)).round(decimals=4)
     tensor(0.)
     """
-    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
-        raise ArgumentError("distillation(epochs)", "an integer >= 1", repr(epochs))
+    check_at_least("distillation(epochs)", epochs, 1)
     opt = sgd()
 
     def task_loss(distilled: Distilled, start: tuple[Any, Any]) -> Tensor:

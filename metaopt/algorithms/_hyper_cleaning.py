@@ -24,12 +24,14 @@ def hyper_cleaning(
     batch: Any,
     clean: Any,
     num_steps: int,
+    *,
+    penalty: Callable[[Any], Tensor] | None = None,
 ) -> Problem:
     """Return the inner problem whose φ is one weight for each training example.
 
     ::
 
-        θ_J(λ) = unroll( 1/N Σ_i λ_i ℓ_i(θ) ),    F(λ) = 1/M Σ_k ℓ_k^clean(θ_J(λ))
+        θ_J(λ) = unroll( 1/N Σ_i λ_i ℓ_i(θ) + Ω(θ) ),    F(λ) = 1/M Σ_k ℓ_k^clean(θ_J(λ))
 
     Examples whose labels are wrong get small weights: following them hurts on the clean set. Learn λ by
     `bilevel` with `project_weights`, and any estimator.
@@ -39,6 +41,7 @@ def hyper_cleaning(
           batch: N training examples, some of them corrupted; the same in every step.
           clean: M examples that can be trusted.
           num_steps: J.
+          penalty: Ω, none where None; an L2 penalty makes the solution unique, as `implicit` wants it.
     Returns: a Problem for `metaopt.hypergrad`; its φ is ``Meta(None, None, (λ,))``, λ [example].
     Cost: as the estimator has it; `unrolled` and `mixed` cost one backward pass for all N weights.
     Source: Franceschi et al. 2017, arXiv:1703.01785, section 5.1.
@@ -53,7 +56,8 @@ def hyper_cleaning(
     """
 
     def inner_loss(params: Any, batch: Any, weights: Tensor) -> Tensor:
-        return (weights * losses_fn(params, batch)).mean()
+        loss = (weights * losses_fn(params, batch)).mean()
+        return loss if penalty is None else loss + penalty(params)
 
     def clean_loss(params: Any, clean: Any, weights: Tensor) -> Tensor:
         return losses_fn(params, clean).mean()

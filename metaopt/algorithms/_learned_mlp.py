@@ -13,7 +13,6 @@ from metaopt.types import Optimizer
 
 __all__ = ["LearnedMLPHParams", "LearnedMLPMemory", "learned_mlp"]
 
-LEVEL = float(__import__("os").environ.get("LEVEL", "10"))
 HORIZONS = (1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0, 10000.0)
 TINY = 1e-12  # under the root of a second moment
 
@@ -37,7 +36,8 @@ def learned_mlp(
     *,
     second_decay: float = 0.99,
     step_scale: float = 0.1,
-    exp_scale: float = float(__import__("os").environ.get("EXP", "1")),
+    exp_scale: float = 1.0,
+    nominal: float = 1.0,
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Optimizer:
@@ -48,19 +48,22 @@ def learned_mlp(
         m_k ← β_k m_k + (1−β_k)g,   v ← β v + (1−β)g²,   m̂, v̂ corrected by 1 − βᵗ
         x   = [ĝ, p̂, m̂_k, g/√v̂, m̂_k/√v̂, log rms g, log v̂ ⁄ mean v̂, tanh(t/τ − 1)],   ẑ = z/rms z in a leaf
         (d, e) = MLP_φ(x)
-        p   ← p − λ₁ d exp(λ₂ e)
+        p   ← p − λ₁ exp(λ₂ e) (d + ν mean_k m̂_k/√v̂)
 
     Args: hidden: widths of the hidden layers, ReLU between.
           decays: β_k of the momenta, in [0, 1).
           second_decay: β.
           step_scale, exp_scale: λ₁, λ₂.
+          nominal: ν. With 1 an untrained φ is nearly Adam with rate λ₁, from which training starts fast
+              and stays stable; with 0 the rule is Metz et al.'s.
           seed: of the untrained φ. The last layer starts at a tenth, so that the first steps are small.
           dtype: of φ; that of the parameters it is to train.
     Returns: Optimizer with hparams LearnedMLPHParams: train them with `train_learned_optimizer`, or by any
              hypergradient.
     Raises: ArgumentError if a decay is out of range.
     Cost: (inputs + Σ hidden²) multiplications a coordinate a step; memory of len(decays) + 1 parameters.
-    Source: Metz et al. 2019, arXiv:1810.10180; Metz et al. 2020, arXiv:2009.11243 (features).
+    Source: Metz et al. 2019, arXiv:1810.10180; Metz et al. 2020, arXiv:2009.11243 (features);
+            Harrison et al. 2022, arXiv:2209.11208 (the nominal term).
 
     >>> opt = learned_mlp(hidden=(8,))
     >>> params = [torch.ones(3)]
@@ -71,11 +74,7 @@ def learned_mlp(
     for beta in (*decays, second_decay):
         if isinstance(beta, bool) or not 0 <= beta < 1:
             raise ArgumentError("learned_mlp(decays)", "numbers in [0, 1)", repr(beta))
-    import os
-
-    inputs = (
-        (4 + 3 * len(decays) + len(HORIZONS)) if os.environ.get("LS") else 5 + 2 * len(decays) + len(HORIZONS)
-    )
+    inputs = 5 + 2 * len(decays) + len(HORIZONS)
     layers = dense((inputs, *hidden, 2), torch.Generator().manual_seed(seed), dtype)
     *inner, (weight, bias) = layers
     hparams = LearnedMLPHParams((*inner, (weight / 10, bias)))
@@ -89,9 +88,10 @@ def learned_mlp(
         beta = p.new_tensor(decays)
         m = beta * s.momenta + (1 - beta) * g[..., None]
         v = second_decay * s.second + (1 - second_decay) * g * g
-        x = features(p, g, m / (1 - beta**t), v / (1 - second_decay**t), t)
-        d, e = perceptron(h.layers, x).unbind(-1)
-        return p - step_scale * d * torch.exp(exp_scale * e), LearnedMLPMemory(m, v)
+        m_hat, v_hat = m / (1 - beta**t), v / (1 - second_decay**t)
+        d, e = perceptron(h.layers, features(p, g, m_hat, v_hat, t)).unbind(-1)
+        d = d + nominal * m_hat.mean(-1) / (v_hat + TINY).sqrt()
+        return p - step_scale * torch.exp(exp_scale * e) * d, LearnedMLPMemory(m, v)
 
     return coordinatewise("learned_mlp", rule, start, hparams)
 
@@ -103,18 +103,8 @@ def features(p: Tensor, g: Tensor, m: Tensor, v: Tensor, t: Tensor) -> Tensor:
     raw = torch.cat([g[..., None], p[..., None], m], -1)
     square = raw * raw
     mean = (square.mean(entries, keepdim=True) if entries else square) + TINY  # () would mean all axes
-    level = torch.log(mean[..., :1]) / LEVEL
+    level = torch.log(mean[..., :1]) / 10
     among = torch.log((v + TINY) / (v.mean() + TINY))[..., None] / 10
-    import os
-
-    if os.environ.get("LS"):
-        from metaopt.algorithms._learned_lstm import log_and_sign
-
-        k = float(os.environ["LS"])
-        seen = log_and_sign(torch.cat([g[..., None], m], -1), k).flatten(-2)
-        steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
-        own = [p[..., None] * mean[..., 1:2].rsqrt(), g[..., None] / root, m / root, seen]
-        return torch.cat([*own, steps.to(p.dtype).expand(*p.shape, -1)], -1)
     steps = torch.tanh(t / p.new_tensor(HORIZONS) - 1)
     own = [raw * mean.rsqrt(), g[..., None] / root, m / root, among]
     return torch.cat([*own, level.expand_as(among), steps.to(p.dtype).expand(*p.shape, -1)], -1)

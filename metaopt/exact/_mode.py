@@ -12,7 +12,7 @@ from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from metaopt.exact import _attention, _dropout, _norms, _recurrent
+from metaopt.exact import _attention, _dropout, _losses, _norms, _recurrent
 from metaopt.exact._embedding import embedding
 from metaopt.exact._levels import calling_module, differentiated, mapped, transformed
 from metaopt.exact._noise import NOISE
@@ -71,6 +71,10 @@ def _mapped(always: bool, args: Any, kwargs: Any) -> bool:
     return mapped()
 
 
+def _smooth(always: bool, args: Any, kwargs: Any) -> bool:
+    return mapped() and _losses.smoothed(args, kwargs)
+
+
 def _func(always: bool, args: Any, kwargs: Any) -> bool:
     return transformed()
 
@@ -108,6 +112,8 @@ _TABLE: dict[Callable[..., Any], Rewrite] = {
     F.embedding: Rewrite(embedding, _embed, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
     F.bilinear: Rewrite(bilinear, _mapped, "no batching rule"),
+    F.cross_entropy: Rewrite(_losses.cross_entropy, _smooth, "weights with smoothing fail under vmap"),
+    F.gaussian_nll_loss: Rewrite(_losses.gaussian_nll_loss, _mapped, "its check of var fails under vmap"),
     torch._pack_padded_sequence: Rewrite(_recurrent.refuse_packing, _func, ""),
     F.rrelu: Rewrite(_dropout.rrelu, _rrelu, "no batching rule"),
 }

@@ -73,14 +73,12 @@ def sgd(
     def rule(p: Tensor, g: Tensor, s: SGDState, h: SGDHParams) -> tuple[Tensor, SGDState]:
         g = plus(-g if maximize else g, h.weight_decay, p)
         if not heavy:
-            return p - h.lr * g, s
+            return plus(p, -h.lr, g), s
+        v = plus((1 - h.dampening) * g if dampened else g, h.momentum, s.momentum_buffer)
         if dampened:
-            v = h.momentum * s.momentum_buffer + (1 - h.dampening) * g
             v = torch.where(s.step == 1, g, v)
-        else:
-            v = h.momentum * s.momentum_buffer + g
-        d = g + h.momentum * v if nesterov else v
-        return p - h.lr * d, SGDState(v, s.step)
+        d = plus(g, h.momentum, v) if nesterov else v
+        return plus(p, -h.lr, d), SGDState(v, s.step)
 
     template = SGDState(ZEROS if heavy else ABSENT, COUNTER if dampened else ABSENT)
     return leafwise(

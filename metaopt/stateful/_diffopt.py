@@ -73,7 +73,8 @@ class DifferentiableOptimizer:
             got = f"one of shape {list(missing[0].shape)} that is not"
             raise ArgumentError("get_diff_optim(reference_params)", "every parameter of the optimizer", got)
         self._index = [places[id(p)] for p in self._groups.trained]
-        self._opt, self._fmodel, self._callback = other, fmodel, grad_callback
+        self._opt: Any = other
+        self._fmodel, self._callback = fmodel, grad_callback
         self._track_higher_grads, self.order = track_higher_grads, order
         self.skipped = 0  # steps that a scaler's infinities cancelled
         self.state = self._groups.state

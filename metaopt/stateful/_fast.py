@@ -33,6 +33,11 @@ class _Layer:
     def flatten_parameters(self) -> None:
         """cuDNN's flattening would write to weights that are part of a graph."""
 
+    def _update_flat_weights(self) -> None:
+        """Recurrent nets keep a list of their weights: taken anew, without comparing references."""
+        names = self._flat_weights_names  # type: ignore[attr-defined]
+        self.__dict__["_flat_weights"] = [getattr(self, name, None) for name in names]
+
     def __reduce_ex__(self, protocol: Any) -> Any:
         kind = self._original, isinstance(self, FastModule), self._guarded
         return _blank, kind, self.__getstate__()  # type: ignore[attr-defined]
@@ -95,7 +100,7 @@ class FastModule(_Layer):
         """P[time], in the order of the model's own parameters; the latest where None."""
         return iter(self._weights.at(time))
 
-    def named_parameters(  # type: ignore[override]
+    def named_parameters(
         self,
         prefix: str = "",
         recurse: bool = True,
@@ -186,22 +191,24 @@ def _risky(layer: nn.Module) -> bool:
 
 
 @lru_cache(maxsize=512)
-def _class_of(original: type, root: bool, guarded: bool) -> type:
+def _class_of(original: Any, root: bool, guarded: bool) -> type:
     """The original class with the mixins in front of it."""
     mixins = (FastModule,) * root + (_Guarded,) * guarded or (_Layer,)
     marks = {"_original": original, "_guarded": guarded}
-    return type(f"Functional{original.__name__}", (*mixins, original), marks)
+    bases: Any = (*mixins, original)
+    return type(f"Functional{original.__name__}", bases, marks)
 
 
 def _blank(original: type, root: bool, guarded: bool) -> Any:
     """What pickle and deepcopy start from."""
-    cls = _class_of(original, root, guarded)
+    cls: Any = _class_of(original, root, guarded)
     return cls.__new__(cls)
 
 
 def as_fast(module: nn.Module, weights: Weights) -> Any:
     """Turn a copy of a model, and every layer of it, into the kind that holds fast weights."""
     for layer in list(module.modules()):
-        layer.__class__ = _class_of(type(layer), layer is module, _risky(layer))
+        cls: Any = type(layer)
+        layer.__class__ = _class_of(cls, layer is module, _risky(layer))
     module.__dict__["_weights"] = weights
     return module

@@ -62,7 +62,8 @@ class Groups:
         self.pure, self.trained, state = from_torch(shadow(opt, self.dicts, opt.state))
         self.state = tree.map(lambda x: x.detach().clone() if isinstance(x, Tensor) else x, state)
         self.hparams = self.pure.hparams
-        self.known = [set(settings_of(factory_of(type(opt)) or type(opt)))] * len(self.dicts)
+        factory: Any = factory_of(type(opt))
+        self.known = [set(settings_of(factory))] * len(self.dicts)
         self.seen = [dict(d) for d in self.dicts]
 
     def rule(self, state: Any) -> tuple[Any, Any]:

@@ -64,6 +64,7 @@ def innerloop_ctx(
         raise ArgumentError("innerloop_ctx(model)", "an nn.Module", type(model).__name__)
     fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads, history=history)
     several = isinstance(opt, (list, tuple)) and not isinstance(opt, Optimizer)
+    opts: Any = opt if several else (opt,)
     reference = list(getattr(model, "_orig_mod", model).parameters())
     diffopts = tuple(
         get_diff_optim(
@@ -76,6 +77,6 @@ def innerloop_ctx(
             order=order,
             grad_callback=grad_callback,
         )
-        for one in (opt if several else (opt,))  # type: ignore[union-attr]
+        for one in opts
     )
     yield fmodel, diffopts if several else diffopts[0]

@@ -36,7 +36,7 @@ def recomputed_step(
     weights, seen = fmodel._weights, []  # type: ignore[var-annotated]
 
     def step(params: list[Tensor], state: Any, hparams: Any, phi: Any, buffers: list[Tensor]) -> Any:
-        def loss(moving: list[Tensor], _: Any, *phi: Any, buffers: list[Tensor]) -> Any:
+        def loss(moving: Any, _: Any, /, *phi: Any, buffers: Any = ()) -> Any:
             full = list(params)
             for i, p in zip(index, moving, strict=True):
                 full[i] = p

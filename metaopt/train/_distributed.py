@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, CheckpointError, MetaoptError, VmapError
+from metaopt.errors import ArgumentError, CheckpointError, MetaoptError, VmapError, check_at_least
 
 __all__ = [
     "Ranks",
@@ -70,8 +70,7 @@ def shard_tasks(episodes: Any, *, rank: int | None = None, world_size: int | Non
     here = ranks()
     size = here.size if world_size is None else world_size
     number = here.rank if rank is None else rank
-    if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-        raise ArgumentError("shard_tasks(world_size)", "an integer >= 1", repr(size))
+    check_at_least("shard_tasks(world_size)", size, 1)
     if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < size:
         raise ArgumentError("shard_tasks(rank)", f"an integer from 0 to {size - 1}", repr(number))
     total = tree.axis_size("shard_tasks(episodes)", episodes, 0, "tasks", _STACK)
@@ -99,8 +98,7 @@ def reduce_gradients(grads: Any, num_tasks: int) -> Any:
     {'w': tensor([1., 1.])}
     """
     where = "reduce_gradients(num_tasks)"
-    if isinstance(num_tasks, bool) or not isinstance(num_tasks, int) or num_tasks < 0:
-        raise ArgumentError(where, "an integer >= 0", repr(num_tasks))
+    check_at_least(where, num_tasks, 0)
     tree.check_parameters("reduce_gradients(grads)", grads)
     for path, g in zip(tree.paths(grads), tree.leaves(grads), strict=True):
         if torch._C._functorch.is_functorch_wrapped_tensor(g):

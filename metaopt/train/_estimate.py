@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.train._distributed import ranks, share, sum_over_ranks, weighted
 
 __all__ = ["Estimate", "Estimator", "by_autograd", "over_ranks"]
@@ -60,8 +60,7 @@ def by_autograd(
     Raises: ArgumentError; StructureError if the losses are not one a task.
     """
     _check_autocast(autocast)
-    counted = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (counted and chunk_size >= 1):
+    if chunk_size is not None and not is_count(chunk_size):
         raise ArgumentError("fit(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
 
     def one(meta_params: Any, leaves: list[Tensor], episodes: Any, count: int) -> tuple[Tensor, Any, Any]:

@@ -10,18 +10,12 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import ArgumentError, StructureError, check_at_least
 from metaopt.optim.schedule import Schedule
 from metaopt.train._estimate import Estimator
 from metaopt.types import Optimizer
 
 __all__ = ["check_carry", "check_fit", "sampler_of", "scheduled_hparams"]
-
-
-def check_count(where: str, value: Any, least: int) -> None:
-    """Raise `ArgumentError` unless ``value`` is an integer >= ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ArgumentError(where, f"an integer >= {least}", repr(value))
 
 
 def check_fit(given: dict[str, Any]) -> None:
@@ -37,9 +31,9 @@ def check_fit(given: dict[str, Any]) -> None:
     if not tree.leaves(given["meta_params"]):
         raise StructureError("fit(meta_params)", "at least one tensor", "a tree without leaves")
     for name, least in (("num_steps", 1), ("seed", 0), ("checkpoint_every", 1)):
-        check_count(f"fit({name})", given[name], least)
+        check_at_least(f"fit({name})", given[name], least)
     for name in ("validate_every", "patience"):
-        check_count(f"fit({name})", given[name], 0)
+        check_at_least(f"fit({name})", given[name], 0)
     clip = given["clip"]
     if isinstance(clip, bool) or not isinstance(clip, (int, float)) or not 0 <= clip < math.inf:
         raise ArgumentError("fit(clip)", "a number >= 0", repr(clip))
@@ -76,7 +70,7 @@ def sampler_of(
     state = tasks.state_dict if stateful else lambda: ()
     set_state = tasks.load_state_dict if stateful else lambda state: None
     if hasattr(tasks, "sample"):
-        check_count("fit(meta_batch)", meta_batch, 1)
+        check_at_least("fit(meta_batch)", meta_batch, 1)
         return lambda step: tasks.sample(meta_batch, seed, step), state, set_state
     if meta_batch is not None:
         got, remedy = repr(meta_batch), "The function of the step decides how many tasks it returns."

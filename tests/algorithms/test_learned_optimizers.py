@@ -63,7 +63,7 @@ def test_lstm_equals_torch_cells() -> None:
 
 
 def test_log_and_sign() -> None:
-    """(log|g|/k, sign g) above e⁻ᵏ, (−1, eᵏg) below: continuous at the edge, and finite at 0 with its slope."""
+    """(log|g|/k, sign g) above e⁻ᵏ, (−1, eᵏg) below: continuous, and its slope finite at 0."""
     k = 2.0
     g = torch.tensor([math.e, -1.0, math.exp(-2), -math.exp(-3), 0.0], dtype=DOUBLE, requires_grad=True)
     seen = log_and_sign(g, k)

@@ -155,7 +155,7 @@ def final_loss(opt: mo.Optimizer, hparams: Any, tasks: Any, seed: int, steps: in
 
 
 def test_a_learned_optimizer_beats_a_tuned_one() -> None:
-    """3-d quadratics, 20 steps: the mean final loss on tasks it has not seen, against the best of 10 rates."""
+    """3-d quadratics, 20 steps: the mean final loss on new tasks, against the best of 10 rates."""
     tasks, opt = mo.quadratics(3), mo.learned_lstm((10,))
     out = mo.train_learned_optimizer(
         opt, tasks, meta_steps=250, window=10, num_steps=20, num_tasks=64, meta_opt=mo.optim.adam(1e-2)
@@ -165,6 +165,22 @@ def test_a_learned_optimizer_beats_a_tuned_one() -> None:
         grid = [make(lr=lr).hparams for lr in torch.logspace(-3, 0, 10).tolist()]
         tuned = min(float(final_loss(make(), h, tasks, 99, 20).nan_to_num(1e9)) for h in grid)
         assert learned < 0.9 * tuned, f"{float(learned)} against {make.__name__}'s {tuned}"
+
+
+def test_one_variable_quadratic() -> None:
+    """x² from 1: cost below 1e-5 within 500 epochs of 5 windows of 20 steps, outer rate 1e-2."""
+    one = lambda n, seed, step=0: (torch.ones(n), torch.zeros(n))
+    tasks = mo.algorithms.OptimizationTasks(lambda p, b: p**2, one)
+    opt, hparams, carry, cost = mo.learned_lstm(), None, None, torch.tensor(1.0)
+    for _ in range(100):  # five epochs each
+        out = mo.train_learned_optimizer(
+            opt, tasks, meta_steps=25, num_tasks=1, hparams=hparams, carry=carry, meta_opt=mo.optim.adam(1e-2)
+        )
+        hparams, carry = out.hparams, out.carry
+        cost = final_loss(opt, hparams, tasks._replace(sample=lambda n, seed: one(1, seed)), 0, 100)
+        if cost < 1e-5:
+            break
+    assert cost < 1e-5
 
 
 @pytest.mark.parametrize("estimator", ["truncated", "pes"])

@@ -89,10 +89,12 @@ def test_a_plan_keeps_the_budget() -> None:
         mo.plan(problem._replace(outer_every=10))
 
 
-REVERSE = [hg.unrolled, hg.first_order, hg.one_step, lambda p, f: hg.truncated(p, f, last=2)]
+NAMING = [hg.unrolled, hg.first_order, hg.one_step, lambda p, f: hg.truncated(p, f, last=2), hg.mixed]
+NAMING += [hg.forward, hg.implicit, hg.fixed_point]
+NAMES = ["unrolled", "first_order", "one_step", "truncated", "mixed", "forward", "implicit", "fixed_point"]
 
 
-@pytest.mark.parametrize("estimator", REVERSE, ids=["unrolled", "first_order", "one_step", "truncated"])
+@pytest.mark.parametrize("estimator", NAMING, ids=NAMES)
 def test_phi_that_does_not_reach_the_loss_is_named(estimator: Any) -> None:
     problem = hg.Problem(
         lambda p, b, used, unused: (p - used) ** 2,
