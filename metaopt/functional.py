@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Mapping
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +21,7 @@ Tensors = dict[str, Tensor]
 BatchNormMode = Literal["transductive", "frozen", "per_step"]
 _PARALLEL = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 _STEP = "metaopt_step"  # the buffer that counts calls where statistics are kept per step
+_copies = threading.local()
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
@@ -102,6 +105,15 @@ class Apply:
             moved[_STEP] = buffers[_STEP] + 1
         return output, moved
 
+    def _own(self) -> nn.Module:
+        """This thread's copy: functional_call puts tensors into the module for the time of the call."""
+        if torch.compiler.is_compiling():
+            return self.module
+        copies = _copies.__dict__.setdefault("of", WeakKeyDictionary())
+        if self not in copies:
+            copies[self] = _skeleton(self.module)
+        return copies[self]
+
     def eval(self) -> Apply:
         """The same function with every layer in eval mode: running statistics are used, none is kept."""
         module = _skeleton(self.module).eval()
@@ -129,7 +141,7 @@ class Apply:
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
             # functional_call leaves in `values` what the module has put into its slots.
-            output = torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
+            output = torch.func.functional_call(self._own(), values, tuple(args), kwargs, tie_weights=False)
         for slot, key in self.names.items():
             if key in self.written and statistics is not None:
                 given[key] = statistics.new(values[slot])
