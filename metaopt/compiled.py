@@ -145,8 +145,9 @@ def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[T
     """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     capture = _Captured({})
+    plain = [x.detach() for x in tensors]  # not under the mode, which would ask a carry for its .grad
     with torch.no_grad(), mode:
-        fake = [mode.from_tensor(x.detach(), static_shapes=True) for x in tensors]
+        fake = [mode.from_tensor(x, static_shapes=True) for x in plain]
         with capture, count:
             outputs, aux = fn(*fake)
     if count.random:
