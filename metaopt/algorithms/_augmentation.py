@@ -47,10 +47,10 @@ def learned_augmentation(
     >>> import metaopt as mo
     >>> loss_fn = lambda p, b: ((b[0] * p - b[1]) ** 2).mean()
     >>> data, noise = (torch.ones(2), torch.ones(2)), torch.tensor([-1.0, 1.0])
-    >>> problem = mo.learned_augmentation(loss_fn, mo.jitter, mo.optim.sgd(0.1), torch.zeros(()), data, noise,
-    ...     (torch.ones(2), torch.full((2,), 0.8)), 50)
+    >>> problem = mo.learned_augmentation(loss_fn, mo.jitter, mo.optim.sgd(0.4), torch.zeros(()), data, noise,
+    ...     (torch.ones(2), torch.full((2,), 0.8)), 5)
     >>> phi = mo.Meta(None, None, (torch.tensor(-3.0),))  # θ* = 1/(1+σ²), right where σ² = 1/4
-    >>> mo.bilevel(problem, phi, mo.optim.adam(0.1), 120).phi.phi[0].exp().round(decimals=2)
+    >>> mo.bilevel(problem, phi, mo.optim.adam(0.1), 150).phi.phi[0].exp().round(decimals=2)
     tensor(0.5000)
     """
 

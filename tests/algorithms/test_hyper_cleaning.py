@@ -128,7 +128,7 @@ def test_digits_half_of_the_labels_flipped() -> None:
     from benchmarks import hyper_cleaning as bench
 
     data = bench.split(bench.digits(), 0, 0.5)
-    kept = bench.clean(data, "unrolled", 50, 40).phi.phi[0] >= 0.5
+    kept = bench.clean(data, "unrolled", 50, 25).phi.phi[0] >= 0.5
     assert bench.f1(~kept, data.flipped) >= 0.9
     every = torch.ones_like(kept)
     noisy, cleaned, oracle = (
