@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.tasks._random import key_of, normal, uniform
 from metaopt.types import Episode
 
@@ -66,8 +66,7 @@ def navigation(
     >>> env.rollout(lambda s, e: e, goal[0], noise[0]).rewards.shape
     torch.Size([3, 5])
     """
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ArgumentError("navigation(horizon)", "an integer >= 1", repr(horizon))
+    check_at_least("navigation(horizon)", horizon, 1)
     if not max_action > 0:
         raise ArgumentError("navigation(max_action)", "a number > 0", repr(max_action))
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.algorithms._coordinatewise import dense
 from metaopt.algorithms._learned_mlp import perceptron
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import StructureError, check_at_least
 from metaopt.tasks._random import key_of
 from metaopt.types import LossFn
 
@@ -44,8 +44,7 @@ def quadratics(dim: int = 10, *, dtype: torch.dtype = torch.float32) -> Optimiza
     >>> theta.shape, w.shape
     (torch.Size([128, 10]), torch.Size([128, 10, 10]))
     """
-    if isinstance(dim, bool) or not isinstance(dim, int) or dim < 1:
-        raise ArgumentError("quadratics(dim)", "an integer >= 1", repr(dim))
+    check_at_least("quadratics(dim)", dim, 1)
 
     def loss_fn(params: Tensor, batch: Any) -> Tensor:
         w, y = batch

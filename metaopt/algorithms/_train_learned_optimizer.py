@@ -11,7 +11,7 @@ from metaopt import tree
 from metaopt.algorithms._optimization_tasks import OptimizationTasks
 from metaopt.algorithms._windows import Inner, advance, pes_window, truncated_window
 from metaopt.batch import map_tasks
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, is_count
 from metaopt.hypergrad._differentiate import moving
 from metaopt.optim._adam import adam
 from metaopt.optim._chain import chain
@@ -95,7 +95,7 @@ def train_learned_optimizer(
     >>> out.losses.shape
     torch.Size([3])
     """
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1 or num_steps % window:
+    if not is_count(window) or num_steps % window:
         expected = f"a divisor of num_steps={num_steps}"
         raise ArgumentError("train_learned_optimizer(window)", expected, repr(window))
     if estimator not in ("truncated", "pes"):

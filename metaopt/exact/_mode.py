@@ -12,9 +12,9 @@ from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from metaopt.exact import _attention, _dropout, _norms, _recurrent
+from metaopt.exact import _attention, _dropout, _losses, _norms, _recurrent
 from metaopt.exact._embedding import embedding
-from metaopt.exact._levels import calling_module, mapped, transformed
+from metaopt.exact._levels import calling_module, differentiated, mapped, transformed
 from metaopt.exact._noise import NOISE
 from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
@@ -34,22 +34,29 @@ class Rewrite(NamedTuple):
 
 
 def _norm(always: bool, args: Any, kwargs: Any) -> bool:
-    if always or _norms.collecting() is not None or mapped():
+    if _aten_norm(always, args, kwargs):
         return True
     # statistics that have a history, where torch's kernel takes none
     return any(isinstance(x, torch.Tensor) and x.requires_grad for x in args[1:3])
 
 
 def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
-    return always or _norms.collecting() is not None or mapped()
+    if always or _norms.collecting() is not None or mapped():
+        return True
+    return differentiated(3, *args, *kwargs.values())
+
+
+def _twice() -> bool:
+    """A second derivative is wanted: some transform is at work, or ``exact(twice=True)`` says so."""
+    return transformed() or (getattr(_local, "twice", 0) > 0 and torch.is_grad_enabled())
 
 
 def _attend(always: bool, args: Any, kwargs: Any) -> bool:
-    return always or transformed() or current_draws() is not None
+    return always or _twice() or current_draws() is not None
 
 
 def _recur(always: bool, args: Any, kwargs: Any) -> bool:
-    return always or current_draws() is not None or (transformed() if args[0].is_cuda else mapped())
+    return always or current_draws() is not None or (_twice() if args[0].is_cuda else mapped())
 
 
 def _noise(always: bool, args: Any, kwargs: Any) -> bool:
@@ -62,6 +69,10 @@ def _rrelu(always: bool, args: Any, kwargs: Any) -> bool:
 
 def _mapped(always: bool, args: Any, kwargs: Any) -> bool:
     return mapped()
+
+
+def _smooth(always: bool, args: Any, kwargs: Any) -> bool:
+    return mapped() and _losses.smoothed(args, kwargs)
 
 
 def _func(always: bool, args: Any, kwargs: Any) -> bool:
@@ -101,6 +112,8 @@ _TABLE: dict[Callable[..., Any], Rewrite] = {
     F.embedding: Rewrite(embedding, _embed, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
     F.bilinear: Rewrite(bilinear, _mapped, "no batching rule"),
+    F.cross_entropy: Rewrite(_losses.cross_entropy, _smooth, "weights with smoothing fail under vmap"),
+    F.gaussian_nll_loss: Rewrite(_losses.gaussian_nll_loss, _mapped, "its check of var fails under vmap"),
     torch._pack_padded_sequence: Rewrite(_recurrent.refuse_packing, _func, ""),
     F.rrelu: Rewrite(_dropout.rrelu, _rrelu, "no batching rule"),
 }
@@ -144,7 +157,10 @@ class exact(TorchFunctionMode):
     a padding row. Refused where they are differentiated twice: what has no double backward.
     `metaopt.doctor` shows what was rewritten in a model.
 
-    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms.
+    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms. An inner loop
+              inside another and `hypergrad.nested` see to it themselves; a meta-gradient that is
+              differentiated again by ``create_graph`` cannot be foreseen.
+          twice: plain autograd will differentiate twice: rewrite what has no double backward.
     Raises: DerivativeError, ArgumentError, VmapError, each with the path of the module that called.
     Cost: about a microsecond a torch call; a rewritten norm is two to three kernels more.
     Entering it twice is free: the inner one does nothing.
@@ -154,9 +170,15 @@ class exact(TorchFunctionMode):
     tensor([[-1.0000,  1.0000]])
     """
 
-    def __init__(self, always: bool = False) -> None:
+    def __init__(self, always: bool = False, twice: bool = False) -> None:
         super().__init__()
-        self.always = always
+        self.always, self.twice = always, twice
+
+    @staticmethod
+    def innermost() -> bool:
+        """Tell whether the caller stands directly inside an ``exact``."""
+        depth = _len_torch_function_stack()
+        return depth > 0 and isinstance(_get_function_stack_at(depth - 1), exact)
 
     @staticmethod
     def always_on() -> bool:
@@ -169,6 +191,7 @@ class exact(TorchFunctionMode):
         on = [_get_function_stack_at(i) for i in range(_len_torch_function_stack())]
         self.counted = self.always
         _local.always = getattr(_local, "always", 0) + self.counted
+        _local.twice = getattr(_local, "twice", 0) + self.twice
         self.always = _local.always > 0
         self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
         if not self.idle:
@@ -177,6 +200,7 @@ class exact(TorchFunctionMode):
 
     def __exit__(self, *exc: Any) -> None:
         _local.always -= self.counted
+        _local.twice -= self.twice
         if not self.idle:
             super().__exit__(*exc)
 

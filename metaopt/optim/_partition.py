@@ -7,7 +7,7 @@ from typing import Any
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
-from metaopt.optim._leafwise import gradients_of
+from metaopt.optim._entries import gradients_of
 from metaopt.types import Optimizer
 
 __all__ = ["masked", "partition"]
@@ -39,12 +39,17 @@ def partition(rules: Mapping[Any, Optimizer] | Sequence[Optimizer], labels: Labe
     if not table or not all(isinstance(rule, Optimizer) for rule in table.values()):
         raise ArgumentError("partition(rules)", "at least one Optimizer", repr(rules))
 
-    def label_leaves(params: Any) -> list[Any]:
+    memo: dict[Any, list[Any]] = {}  # labels depend on the structure alone
+
+    def label_leaves(params: Any, structure: Any) -> list[Any]:
+        if structure in memo:
+            return memo[structure]
         found = label_of_leaves(labels, params)
         for i, label in enumerate(found):
             if label is not None and label not in table:
                 expected, at = f"one of {list(table)} or None", tree.paths(params)[i] or "the leaf"
                 raise StructureError("partition(labels)", expected, repr(label), at)
+        memo[structure] = found
         return found
 
     def gather(entries: dict[Any, Any]) -> Any:
@@ -53,18 +58,22 @@ def partition(rules: Mapping[Any, Optimizer] | Sequence[Optimizer], labels: Labe
     def init(params: Any) -> Any:
         tree.check_parameters("partition.init(params)", params)
         leaves, structure = tree.flatten(params)
-        here = label_leaves(params)
+        here = label_leaves(params, structure)
         return gather({k: rule.init(restrict(structure, leaves, here, k)) for k, rule in table.items()})
 
     def update(params: Any, state: Any, grads: Any, hparams: Any) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(params)
-        here = label_leaves(params)
-        slopes = gradients_of("partition.update(grads)", grads, params, leaves, structure)
+        here = label_leaves(params, structure)
         for what, value in (("state", state), ("hparams", hparams)):
             keys = list(value) if isinstance(value, dict) else list(range(len(value)))
-            if isinstance(value, dict) != named or sorted(map(str, keys)) != sorted(map(str, table)):
+            if isinstance(value, dict) != named or set(keys) != set(table):
                 where = f"partition.update({what})"
                 raise StructureError(where, f"one entry for each of {list(table)}", repr(keys))
+        if len(table) == 1 and None not in here:
+            ((key, rule),) = table.items()
+            params, entry = rule.update(params, state[key], grads, hparams[key])
+            return params, gather({key: entry})
+        slopes = gradients_of("partition.update(grads)", grads, params, leaves, structure)
         new, entries = list(leaves), {}
         for key, rule in table.items():
             part, slope = (restrict(structure, x, here, key) for x in (leaves, slopes))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -48,7 +49,7 @@ _FACTORIES: dict[str, Callable[..., Optimizer]] = {
 }
 KNOWN = {getattr(torch.optim, name): f for name, f in _FACTORIES.items() if hasattr(torch.optim, name)}
 # torch's tuples, and the fields of HParams that hold their entries
-_TUPLES = {
+TUPLES = {
     "betas": ("beta1", "beta2"),
     "etas": ("eta1", "eta2"),
     "step_sizes": ("step_size1", "step_size2"),
@@ -89,11 +90,10 @@ def from_torch(optimizer: torch.optim.Optimizer, model: nn.Module | None = None)
     params, labels, keys = _layout("from_torch", optimizer, model)
     rules = [_rule(factory, group) for group in optimizer.param_groups]
     opt = partition(rules, labels)
-    empty = opt.init(params)
-    state = tuple(
-        _state_in(optimizer, group, names, fresh, params)
-        for group, names, fresh in zip(optimizer.param_groups, keys, empty, strict=True)
-    )
+    state = opt.init(params)
+    if optimizer.state:
+        groups = zip(optimizer.param_groups, keys, state, strict=True)
+        state = tuple(_state_in(optimizer, group, names, fresh, params) for group, names, fresh in groups)
     return FromTorch(opt, params, state)
 
 
@@ -153,8 +153,14 @@ def _factory(where: str, optimizer: Any) -> Callable[..., Optimizer]:
 
 def _rule(factory: Callable[..., Optimizer], group: dict[str, Any]) -> Optimizer:
     """The group's hyperparameters under the same names; what is about speed alone is left out."""
-    names = inspect.signature(factory).parameters
+    names = settings_of(factory)
     return factory(**{k: v for k, v in group.items() if k in names})
+
+
+@functools.lru_cache(maxsize=64)
+def settings_of(factory: Callable[..., Optimizer]) -> frozenset[str]:
+    """The names of what an optimizer is built with."""
+    return frozenset(inspect.signature(factory).parameters)
 
 
 def _layout(
@@ -236,12 +242,9 @@ def _state_out(optimizer: Any, group: Any, names: list[Any], state: Any, params:
             if not isinstance(entry, Tensor):
                 continue
             entry = entry.detach().clone()
-            if name == "step":
-                counts = "step" in saved or not isinstance(optimizer, (torch.optim.SGD,))
-                if counts:
+            if name in ("step", "eta", "mu_product") and entry.ndim == 0:
+                if name in saved or not isinstance(optimizer, torch.optim.SGD):
                     saved[name] = _scalar_like(saved.get(name), entry)
-            elif entry.ndim == 0 and name in ("eta", "mu_product"):
-                saved[name] = _scalar_like(saved.get(name), entry)
             elif name in saved and isinstance(saved[name], Tensor):
                 saved[name] = entry.to(saved[name].dtype)
             else:
@@ -262,7 +265,7 @@ def _scalar_like(old: Any, new: Tensor) -> Tensor:
 def _write_hparams(group: dict[str, Any], hparams: Any) -> None:
     """Numbers under torch's names, in the type that the group holds them in."""
     for name in list(group):
-        fields = _TUPLES.get(name, ())
+        fields = TUPLES.get(name, ())
         if not fields or not all(f in hparams._fields for f in fields):
             fields = (name,) if name in hparams._fields else ()
         if not fields:
