@@ -113,13 +113,13 @@ def train_learned_optimizer(
     def fresh(step: int) -> Inner:
         params, batch = tasks.sample(num_tasks, seed, step)
         state = map_tasks(lambda _, p: opt.init(p), how="vmap")((), params)
-        return Inner(params, state, batch, torch.zeros(num_tasks, dtype=torch.int64))
+        age = torch.zeros(num_tasks, dtype=torch.int64, device=tree.leaves(params)[0].device)
+        return Inner(params, state, batch, age)
 
     if carry is None:
-        phase = torch.randint(
-            num_steps // window, (num_tasks,), generator=torch.Generator().manual_seed(seed)
-        )
-        start = fresh(0)._replace(age=window * phase)
+        start, dice = fresh(0), torch.Generator().manual_seed(seed)
+        phase = torch.randint(num_steps // window, (num_tasks,), generator=dice)
+        start = start._replace(age=start.age + window * phase.to(start.age.device))
         signs = (start,) if estimator == "truncated" else (start, start)
         xi = [x.new_zeros(num_tasks, *x.shape) for x in theta]
         carry = MetaCarry(signs, xi, 0, outer.init(theta))

@@ -172,9 +172,9 @@ def test_one_variable_quadratic() -> None:
     one = lambda n, seed, step=0: (torch.ones(n), torch.zeros(n))
     tasks = mo.algorithms.OptimizationTasks(lambda p, b: p**2, one)
     opt, hparams, carry, cost = mo.learned_lstm(), None, None, torch.tensor(1.0)
-    for _ in range(100):  # five epochs each
+    for _ in range(500):
         out = mo.train_learned_optimizer(
-            opt, tasks, meta_steps=25, num_tasks=1, hparams=hparams, carry=carry, meta_opt=mo.optim.adam(1e-2)
+            opt, tasks, meta_steps=5, num_tasks=1, hparams=hparams, carry=carry, meta_opt=mo.optim.adam(1e-2)
         )
         hparams, carry = out.hparams, out.carry
         cost = final_loss(opt, hparams, tasks._replace(sample=lambda n, seed: one(1, seed)), 0, 100)
