@@ -48,6 +48,11 @@ def curves(tasks: OptimizationTasks, opt: mo.Optimizer, hparams: Any, count: int
         return mo.map_tasks(run, how="vmap")(hparams, tasks.sample(count, seed))
 
 
+def interval(values: Tensor) -> str:
+    """Mean and 95 % interval."""
+    return f"{values.mean():.4f} ± {1.96 * values.std() / len(values) ** 0.5:.4f}"
+
+
 def final(losses: Tensor) -> Tensor:
     """Mean over tasks of the last loss; inf where one has diverged."""
     mean = losses[:, -1].mean()
@@ -94,8 +99,7 @@ def compare(setting: Setting, learned: dict[str, tuple[mo.Optimizer, dict[str, A
     def row(name: str, opt: mo.Optimizer, hparams: Any, note: str) -> None:
         losses = found[name] = curves(setting.tasks, opt, hparams, setting.held_out, HELD_OUT)
         last = losses[:, -1]
-        spread = 1.96 * last.std() / len(last) ** 0.5
-        numbers = f"final loss {last.mean():.4f} ± {spread:.4f}, median {last.median():.5f}"
+        numbers = f"final loss {interval(last)}, median {last.median():.4f}"
         print(f"  {name:13} {numbers}   {note}", flush=True)
 
     for name, (make, low, high) in setting.grids.items():
@@ -107,6 +111,8 @@ def compare(setting: Setting, learned: dict[str, tuple[mo.Optimizer, dict[str, A
         hparams = trained(setting, opt, **options)
         spent = time.process_time() - start
         row(name, opt, hparams, f"{options['meta_steps']} meta-steps, {spent:.0f} s")
+        difference = interval(found[name][:, -1] - found["Adam"][:, -1])
+        print(f"  {'':13} minus Adam, task by task: {difference}", flush=True)
     return found
 
 
@@ -168,12 +174,12 @@ def main() -> None:
     found: dict[str, dict[str, Tensor]] = {}
     setting = digits()
     if setting is not None:
-        mlp = {"meta_steps": 60, "lr": 1e-2, "num_tasks": 4}
+        mlp = {"meta_steps": 150, "lr": 1e-2, "num_tasks": 4}
         found[setting.title] = compare(setting, {"learned MLP": (mo.learned_mlp(), mlp)})
     grids = {"SGD": (mo.optim.sgd, -4.0, 0.0), "Adam": (mo.optim.adam, -3.0, 1.0)}
     quadratics = Setting("10-d quadratics", mo.quadratics(10), 128, 512, grids)
-    lstm = {"meta_steps": 240, "lr": 3e-3, "num_tasks": 64}
-    mlp = {"meta_steps": 100, "lr": 3e-3, "num_tasks": 64}
+    lstm = {"meta_steps": 500, "lr": 3e-3, "num_tasks": 64}
+    mlp = {"meta_steps": 200, "lr": 3e-3, "num_tasks": 64}
     learned = {"learned LSTM": (mo.learned_lstm(), lstm), "learned MLP": (mo.learned_mlp(), mlp)}
     found[quadratics.title] = compare(quadratics, learned)
     draw(found)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
 from metaopt.compiled import owner
@@ -16,6 +17,7 @@ from metaopt.compiling import Compile, Way, as_compile
 from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.exact import current_draws, exact, seeded, task_keys
 from metaopt.recompute import check_captured, recompute
+from metaopt.workers import in_threads
 
 __all__ = ["How", "choose", "map_tasks"]
 
@@ -31,6 +33,7 @@ def map_tasks(
     in_dims: tuple[Any, ...] | None = None,
     seed: int | Tensor | None = None,
     compile: Way | Literal[False] | Compile = False,
+    workers: int = 1,
 ) -> Callable[..., Any]:
     """Return ``fn`` mapped over tasks: ``(meta_params, episodes) -> [task, ...]``.
 
@@ -51,6 +54,9 @@ def map_tasks(
               steps; "whole" compiles all that ``fn`` does into one graph and its derivative, which is the
               fastest where there are few steps; "auto" measures both beside eager code at the first call;
               `Compile` names the backend too. What cannot be compiled runs as it is: `compile_report`.
+          workers: threads that a loop's tasks are dealt out to, each computing on one core. ``fn`` is called
+              from all of them: `functional` keeps a copy of the module for each, and whatever else it
+              writes to must not be shared. Not with ``compile``. Its derivative is taken once.
     Returns: the mapped function; every output has a leading task axis.
     Raises: ArgumentError; StructureError if the leaves disagree on the number of tasks.
     Cost: chunks keep the peak at one chunk's graph, for one forward pass more.
@@ -63,6 +69,10 @@ def map_tasks(
         raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
     if chunk_size is not None and not is_count(chunk_size):
         raise ArgumentError("map_tasks(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ArgumentError("map_tasks(workers)", "an integer >= 1", repr(workers))
+    if workers > 1 and compile is not False:
+        raise ArgumentError("map_tasks(workers)", "1 where compile is on", str(workers))
     choice = as_compile("map_tasks(compile)", compile, ("step", "whole", "auto"))
 
     def mapped_fn(*args: Any) -> Any:
@@ -82,6 +92,9 @@ def map_tasks(
         if keys is not None:
             tensors, axes = [*tensors, keys], [*axes, 0]
         eager = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
+
+        if workers > 1 and eager is _looped and get_interpreter_stack() is None:
+            eager = _threaded(min(workers, num_tasks))
 
         def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
             return mapped_by(eager, flat, axes, tensors, choice, depends, result)
@@ -177,6 +190,13 @@ def _num_tasks(args: tuple[Any, ...], dims: tuple[Any, ...]) -> int:
 
 def _vmapped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
     return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+
+
+def _threaded(workers: int) -> Callable[..., tuple[Tensor, ...]]:
+    def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
+        return in_threads(lambda xs: _looped(flat, axes, xs), tensors, axes, workers)
+
+    return run
 
 
 def _looped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:

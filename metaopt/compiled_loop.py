@@ -1,4 +1,4 @@
-"""The inner loop over a compiled step: the loop stays in Python, so that compile time does not grow with J."""
+"""The inner loop over a compiled step: the loop stays in Python, and compile time does not grow with it."""
 
 from __future__ import annotations
 
@@ -88,10 +88,10 @@ class Loop(NamedTuple):
                     task = raised(step, at)
                     *carry, loss = self._step(task, [*carry, *now], at, depends, box, variants)
                     losses.append(loss)
-                return carry, torch.stack(losses, levels)
+                return tuple(carry), torch.stack(losses, levels)
 
             with unseeded():
-                last, losses = run(block, tensors[:size], tensors[size:], self.num_steps, self.memory)
+                last, losses = run(block, tuple(tensors[:size]), tensors[size:], self.num_steps, self.memory)
             return [*last, torch.cat(losses, levels)]
 
         *last, losses = lowered(loop, [*carry, *(rest[i] for i in slots), *keys])

@@ -66,16 +66,20 @@ def _measured(
         return Compile("step", choice.backend)
     key = depends.token, choice.backend, torch.is_grad_enabled(), tuple((x.shape, x.dtype) for x in tensors)
     if key not in _fastest:
-        ways = [None, Compile("step", choice.backend), Compile("whole", choice.backend)]
-        seconds = []
-        for way in ways:
-            if way is not None and way.how == "whole" and max(steps, default=0) > _LONG:
-                continue
-            run = lambda way=way: mapped_by(mapped, flat, axes, copies, way, depends, result)
-            copies = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
-            with torch.random.fork_rng(), counting_steps() as steps:
-                seconds.append(min(_seconds(run, copies) for _ in range(4)))
-        _fastest[key] = ways[seconds.index(min(seconds))]
+        copies = [x.detach().requires_grad_(x.requires_grad) for x in tensors]
+
+        def seconds(way: Compile | None) -> float:
+            run = lambda: mapped_by(mapped, flat, axes, copies, way, depends, result)
+            with torch.random.fork_rng():
+                return min(_seconds(run, copies) for _ in range(4))
+
+        step, whole = Compile("step", choice.backend), Compile("whole", choice.backend)
+        with counting_steps() as steps:
+            taken: dict[Compile | None, float] = {None: seconds(None)}
+        taken[step] = seconds(step)
+        if max(steps, default=0) <= _LONG:
+            taken[whole] = seconds(whole)
+        _fastest[key] = min(taken, key=taken.__getitem__)
     return _fastest[key]
 
 

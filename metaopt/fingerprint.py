@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from types import CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FunctionType, MethodType
 from typing import Any
 
 __all__ = ["fingerprint"]
@@ -56,11 +56,9 @@ def _of(x: Any, seen: dict[int, int], anchors: list[Any]) -> Any:
 
 
 def _cells(f: FunctionType) -> Iterator[Any]:
+    """What the function captured; an empty cell, which a later call may fill, counts as it is."""
     for cell in f.__closure__ or ():
-        try:
-            yield cell.cell_contents
-        except ValueError:  # not filled yet
-            yield None
+        yield cell if cell == CellType() else cell.cell_contents
 
 
 def _names(code: CodeType) -> Iterator[str]:

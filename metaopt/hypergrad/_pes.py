@@ -113,19 +113,8 @@ def es_single(
     >>> es_single(problem, torch.tensor(4.0), window=1, noise=torch.tensor([[1.0]])).grad
     tensor(0.2500)
     """
-    return _run(
-        "es_single",
-        "shared",
-        problem,
-        phi,
-        window,
-        sigma,
-        num_samples,
-        noise,
-        particles,
-        num_windows,
-        chunk_size,
-    )
+    options = (window, sigma, num_samples, noise, particles, num_windows, chunk_size)
+    return _run("es_single", "shared", problem, phi, *options)
 
 
 def truncated_es(
@@ -154,19 +143,8 @@ def truncated_es(
     >>> truncated_es(problem, torch.tensor(4.0), window=2, noise=torch.tensor([[1.0]])).grad
     tensor(0.2500)
     """
-    return _run(
-        "truncated_es",
-        "none",
-        problem,
-        phi,
-        window,
-        sigma,
-        num_samples,
-        noise,
-        particles,
-        num_windows,
-        chunk_size,
-    )
+    options = (window, sigma, num_samples, noise, particles, num_windows, chunk_size)
+    return _run("truncated_es", "none", problem, phi, *options)
 
 
 def _run(

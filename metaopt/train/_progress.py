@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from metaopt.progress import bar
@@ -36,29 +36,39 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 class Progress:
-    """A bar with smoothed loss and score and the speed, and a line that stays every tenth of the way."""
+    """A bar with smoothed loss and score and the speed, and a line that stays every tenth of the way.
+
+    Nothing at all where it is not shown: tqdm would import asyncio and make a semaphore for it.
+    """
 
     def __init__(self, first: int, total: int, shown: bool) -> None:
-        self.bar = bar(total=total, initial=first, disable=not shown, unit="step")
+        self.total = total
+        self.bar: Any = nullcontext()
         self.smooth: dict[str, float] = {}
         self.tasks, self.began = 0, time.perf_counter()
+        self.shown = shown
+        if shown:
+            from tqdm.auto import tqdm
+
+            self.bar = tqdm(total=total, initial=first, unit="step")
 
     def step(self, n: int, num_tasks: int, line: dict[str, float]) -> None:
         """Show the numbers of step n."""
+        if not self.shown:
+            return
         self.tasks += num_tasks
         for k, v in line.items():
             if v == v:
                 self.smooth[k] = 0.98 * self.smooth.get(k, v) + 0.02 * v
         self.bar.update()
-        total = self.bar.total
-        if n % 20 == 0 or n == total:
+        if n % 20 == 0 or n == self.total:
             words = {k: f"{v:.4f}" for k, v in self.smooth.items() if k != "mse"}
             words["tasks/s"] = f"{self.tasks / (time.perf_counter() - self.began):.0f}"
             self.bar.set_postfix(words, refresh=False)
-            if n % max(total // 200 * 20, 20) == 0:
+            if n % max(self.total // 200 * 20, 20) == 0:
                 self.say(f"step {n:>6}  " + "  ".join(f"{k} {v}" for k, v in words.items()))
 
     def say(self, text: str) -> None:
         """A line that stays above the bar."""
-        if not self.bar.disable:
+        if self.shown:
             self.bar.write(text)

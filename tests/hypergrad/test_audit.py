@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import time
 from typing import Any
 
 import pytest
@@ -65,13 +66,34 @@ def test_more_slots_never_need_less() -> None:
     assert peaks[0] > 0
 
 
-def test_a_plan_predicts_the_peak_within_a_fifth() -> None:
-    problem = small_net(40)
+@pytest.mark.parametrize("outer_every", [None, 5])
+def test_a_plan_predicts_the_peak_within_a_fifth(outer_every: int | None) -> None:
+    problem = small_net(40)._replace(outer_every=outer_every)
     plan = mo.plan(problem)
     for strategy in (s for s in plan.strategies if s.memory not in [mo.Binomial(n) for n in (2, 16, 32)]):
         gc.collect()
         peak, _ = peak_memory(lambda m=strategy.memory: hg.unrolled(problem, problem.params, memory=m))
         assert abs(strategy.peak - peak) < 0.2 * peak, f"{strategy} against {peak}"
+
+
+def test_a_plan_predicts_the_time() -> None:
+    """Within a factor of three, the clock of a busy machine; and the strategies in their order."""
+    problem = small_net(60)
+    plan = mo.plan(problem)
+    seconds = {str(s.memory): s.seconds for s in plan.strategies}
+    assert seconds["all"] < seconds["sqrt"] < seconds["Binomial(slots=2)"]
+    for memory in ("all", "sqrt", mo.Offload(), mo.Binomial(4)):
+        spent = []
+        for _ in range(3):
+            start = time.perf_counter()
+            hg.unrolled(problem, problem.params, memory=memory)
+            spent.append(time.perf_counter() - start)
+        kind = next(
+            s
+            for s in plan.strategies
+            if type(s.memory) is type(memory) and (s.memory == memory or isinstance(memory, mo.Offload))
+        )
+        assert min(spent) / 3 < kind.seconds < 3 * max(spent), f"{kind} against {spent}"
 
 
 def test_a_plan_keeps_the_budget() -> None:
@@ -85,8 +107,8 @@ def test_a_plan_keeps_the_budget() -> None:
         mo.plan(problem, budget=1000)
     with pytest.raises(ArgumentError, match=r"plan\(problem\): expected at least 16 steps"):
         mo.plan(small_net(4))
-    with pytest.raises(ArgumentError, match=r"plan\(problem\): expected outer_every=None"):
-        mo.plan(problem._replace(outer_every=10))
+    with pytest.raises(ArgumentError, match=r"plan\(problem\): expected at least 80 steps"):
+        mo.plan(problem._replace(outer_every=20))
 
 
 NAMING = [hg.unrolled, hg.first_order, hg.one_step, lambda p, f: hg.truncated(p, f, last=2), hg.mixed]
