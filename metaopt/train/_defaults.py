@@ -51,12 +51,13 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.02, "meta_lr": 1.0, "clip": 0.0, "train_shot": 50},
         "omniglot": {
             "learn_lr": "no",
-            "inner_lr": 1e-3,
+            "inner_lr": 3e-3,
             "meta_lr": 1.0,
+            "meta_batch": 2,
             "clip": 0.0,
             "inner_steps": 5,
             "train_shot": 10,
-            "test_steps": 50,
+            "test_steps": 20,
         },
     },
     "imaml": {

@@ -31,13 +31,26 @@ METHODS: dict[str, Callable[[Config, Problem], Method]] = {
 
 
 _ANY_WAY = ("protonet", "r2d2", "metaoptnet")  # their heads are made of the support set
+_RATES = {  # the inner step sizes that an algorithm can learn, where not all of them
+    "meta_sgd": ("element",),
+    "maml_plus_plus": ("step",),
+    "meta_curvature": ("no", "leaf", "element"),
+    "warpgrad": ("no", "leaf", "element"),
+    "reptile": ("no",),
+    "imaml": ("no",),
+}
 
 
 def make_method(config: Config, problem: Problem) -> Method:
     """Build the algorithm that a configuration names.
 
-    Raises: ArgumentError if it does not fit the problem, or the number of classes that it is trained on.
+    Raises: ArgumentError if it does not fit the problem, the number of classes that it is trained on, or
+            the inner step sizes that are to be learned.
     """
+    allowed = _RATES.get(config.algorithm)
+    if allowed and config.learn_lr not in allowed:
+        expected = f"{' or '.join(map(repr, allowed))} for {config.algorithm}"
+        raise ArgumentError("train(learn_lr)", expected, repr(config.learn_lr))
     if config.train_way not in (0, config.way) and config.algorithm not in _ANY_WAY:
         expected = f"0 or {config.way}, the classes of the network's last layer,"
         raise ArgumentError("train(train_way)", expected, str(config.train_way))

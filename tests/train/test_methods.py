@@ -132,6 +132,13 @@ def test_a_head_of_five_classes_cannot_be_trained_on_twenty() -> None:
         train.make_method(config, problem)
 
 
+@pytest.mark.parametrize(("name", "kind"), [("meta_sgd", "leaf"), ("warpgrad", "step"), ("imaml", "leaf")])
+def test_step_sizes_that_an_algorithm_cannot_learn_are_refused(name: str, kind: str) -> None:
+    config, problem = make("sinusoid", name, learn_lr=kind)
+    with pytest.raises(ArgumentError, match=rf"train\(learn_lr\): expected .* for {name}, got '{kind}'"):
+        train.make_method(config, problem)
+
+
 def test_a_checkpoint_of_another_algorithm_is_not_continued(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
