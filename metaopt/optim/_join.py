@@ -32,17 +32,16 @@ def is_plain(*columns: Any) -> bool:
         return False
     if not torch.is_grad_enabled():
         return True
-    return not any(isinstance(x, Tensor) and x.requires_grad for column in columns for x in column)
+    return not any(getattr(x, "requires_grad", False) for column in columns for x in column)
 
 
 def parts_of(leaves: list[Tensor], *moments: list[Tensor]) -> Parts:
     """Which leaves are laid end to end; a part of one is a leaf as it is."""
     groups: dict[Any, list[int]] = {}
+    mixed = any(len({x.dtype for x in column}) > 1 for column in moments)
     for i, p in enumerate(leaves):
-        key: Any = i
-        if p.numel() <= SMALL and p.is_contiguous():
-            key = (p.device, p.dtype, *[column[i].dtype for column in moments])
-        groups.setdefault(key, []).append(i)
+        apart = mixed or p.numel() > SMALL or not p.is_contiguous()
+        groups.setdefault(i if apart else (p.dtype, p.get_device()), []).append(i)
     few = [[i] for group in groups.values() if len(group) < FEW for i in group]
     return [group for group in groups.values() if len(group) >= FEW] + few
 
