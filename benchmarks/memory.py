@@ -4,7 +4,8 @@
 
 The environment variable POINTS sets the size of the inner batch (100).
 
-Rows: plain autograd through an unroll written by hand on torch.func, and ours with each memory strategy.
+Rows: plain autograd through an unroll written by hand on torch.func, and ours with each memory strategy,
+eager and with a compiled step (``compile="step"``).
 Every figure comes from a process of its own. Peak: bytes alive at once, counted storage by storage
 (`metaopt.peak`; within 0.1 % of torch.profiler's allocator events here), and how far the process's
 resident memory rose. Time: median of interleaved repetitions without the counter.
@@ -33,6 +34,8 @@ STRATEGIES: dict[str, Any] = {
     "all": "all",
     "sqrt": "sqrt",
     "8": 8,
+    "compiled, sqrt": "sqrt",
+    "compiled, 4": 4,
     "binomial 8": mo.Binomial(8),
     "binomial 16": mo.Binomial(16),
 }
@@ -70,14 +73,21 @@ def by_hand(num_steps: int) -> Callable[[], Any]:
     return run
 
 
-def ours(num_steps: int, memory: Any) -> Callable[[], Any]:
+def ours(num_steps: int, memory: Any, compiled: bool) -> Callable[[], Any]:
     params, batch = data()
     problem = mo.hypergrad.Problem(net, mo.optim.sgd(lr=0.01), batch, num_steps)
-    return lambda: list(mo.hypergrad.unrolled(problem, params, memory=memory).grad.values())
+
+    def run() -> Any:
+        with mo.compiling("step" if compiled else False):
+            return list(mo.hypergrad.unrolled(problem, params, memory=memory).grad.values())
+
+    return run
 
 
 def make(name: str, num_steps: int) -> Callable[[], Any]:
-    return by_hand(num_steps) if name == "by hand" else ours(num_steps, STRATEGIES[name])
+    if name == "by hand":
+        return by_hand(num_steps)
+    return ours(num_steps, STRATEGIES[name], name.startswith("compiled"))
 
 
 def resident() -> int:
@@ -122,12 +132,12 @@ def table(num_steps: int, repetitions: int) -> None:
     seconds = times(names, num_steps, repetitions)
     base, slow = peaks["by hand"]["peak"], statistics.median(seconds["by hand"])
     print(f"\nJ = {num_steps}, CPU seconds, median of {repetitions} (least .. most)")
-    print(f"{'':<12} {'peak MiB':>9} {'of plain':>9} {'RSS rise':>9} {'s':>7} {'of plain':>9}   spread")
+    print(f"{'':<14} {'peak MiB':>9} {'of plain':>9} {'RSS rise':>9} {'s':>7} {'of plain':>9}   spread")
     for name in names:
         peak, s = peaks[name]["peak"], statistics.median(seconds[name])
         spread = f"{min(seconds[name]):.3f} .. {max(seconds[name]):.3f}"
         print(
-            f"{name:<12} {peak / 2**20:>9.3f} {'1/%.1f' % (base / peak):>9} {rises[name] / 2**20:>9.1f} "
+            f"{name:<14} {peak / 2**20:>9.3f} {'1/%.1f' % (base / peak):>9} {rises[name] / 2**20:>9.1f} "
             f"{s:>7.3f} {s / slow:>8.2f}x   {spread}"
         )
 

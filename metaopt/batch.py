@@ -8,16 +8,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.compiled import owner
+from metaopt.compiled_map import Flat, mapped_by
+from metaopt.compiling import Compile, Way, as_compile
+from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.exact import current_draws, exact, seeded, task_keys
 from metaopt.recompute import check_captured, recompute
+from metaopt.workers import in_threads
 
 __all__ = ["How", "choose", "map_tasks"]
 
 How = Literal["auto", "vmap", "loop"]
-Flat = Callable[..., tuple[Tensor, ...]]
 _REMEDY = "Stack episodes with metaopt.tree.stack."
 
 
@@ -28,6 +32,8 @@ def map_tasks(
     chunk_size: int | None = None,
     in_dims: tuple[Any, ...] | None = None,
     seed: int | Tensor | None = None,
+    compile: Way | Literal[False] | Compile = False,
+    workers: int = 1,
 ) -> Callable[..., Any]:
     """Return ``fn`` mapped over tasks: ``(meta_params, episodes) -> [task, ...]``.
 
@@ -44,6 +50,13 @@ def map_tasks(
           seed: an int or an int64 tensor []; what a task draws (dropout, noise) is then a function of
               the seed and of its position, whatever ``how``, ``chunk_size`` and ``memory``. Change it
               from one meta-step to the next. None draws from torch's generator, one task after another.
+          compile: "step" compiles one inner step and its derivative, in seconds whatever the number of
+              steps; "whole" compiles all that ``fn`` does into one graph and its derivative, which is the
+              fastest where there are few steps; "auto" measures both beside eager code at the first call;
+              `Compile` names the backend too. What cannot be compiled runs as it is: `compile_report`.
+          workers: threads that a loop's tasks are dealt out to, each computing on one core. ``fn`` is called
+              from all of them: `functional` keeps a copy of the module for each, and whatever else it
+              writes to must not be shared. Not with ``compile``. Its derivative is taken once.
     Returns: the mapped function; every output has a leading task axis.
     Raises: ArgumentError; StructureError if the leaves disagree on the number of tasks.
     Cost: chunks keep the peak at one chunk's graph, for one forward pass more.
@@ -54,11 +67,16 @@ def map_tasks(
     """
     if how not in ("auto", "vmap", "loop"):
         raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
-    counted = isinstance(chunk_size, int) and not isinstance(chunk_size, bool)
-    if chunk_size is not None and not (counted and chunk_size >= 1):
+    if chunk_size is not None and not is_count(chunk_size):
         raise ArgumentError("map_tasks(chunk_size)", "an integer >= 1 or None", repr(chunk_size))
+    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 1:
+        raise ArgumentError("map_tasks(workers)", "an integer >= 1", repr(workers))
+    if workers > 1 and compile is not False:
+        raise ArgumentError("map_tasks(workers)", "1 where compile is on", str(workers))
+    choice = as_compile("map_tasks(compile)", compile, ("step", "whole", "auto"))
 
     def mapped_fn(*args: Any) -> Any:
+        depends: Any = None
         dims = in_dims if in_dims is not None else (None,) + (0,) * (len(args) - 1)
         if len(dims) != len(args):
             raise ArgumentError(
@@ -73,7 +91,17 @@ def map_tasks(
         flat, tensors, axes, result = _flatten(fn, args, dims, keys is not None)
         if keys is not None:
             tensors, axes = [*tensors, keys], [*axes, 0]
-        run = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
+        eager = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
+
+        if workers > 1 and eager is _looped and get_interpreter_stack() is None:
+            eager = _threaded(min(workers, num_tasks))
+
+        def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
+            return mapped_by(eager, flat, axes, tensors, choice, depends, result)
+
+        if choice is not None:
+            static = [x for x in tree.leaves(args) if not isinstance(x, Tensor)]
+            depends = owner((tree.structure(args), tuple(axes), keys is not None, eager), fn, static)
         if chunk_size is None or chunk_size >= num_tasks:
             outputs = run(flat, axes, tensors)
             return tree.unflatten(result[0], outputs)
@@ -162,6 +190,13 @@ def _num_tasks(args: tuple[Any, ...], dims: tuple[Any, ...]) -> int:
 
 def _vmapped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
     return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+
+
+def _threaded(workers: int) -> Callable[..., tuple[Tensor, ...]]:
+    def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
+        return in_threads(lambda xs: _looped(flat, axes, xs), tensors, axes, workers)
+
+    return run
 
 
 def _looped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:

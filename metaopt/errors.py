@@ -8,6 +8,7 @@
     ├── CaptureError       RuntimeError     a tensor that needs a gradient came in by closure
     ├── VmapError          RuntimeError     something in the model cannot be mapped over tasks
     ├── DerivativeError    RuntimeError     something in the model has no derivative of the order asked for
+    ├── CompileError       RuntimeError     something in the model cannot be compiled
     ├── DivergenceError    ArithmeticError  a number became NaN or infinite
     ├── DataError          ValueError       a data file is missing, damaged, or too small
     ├── CheckpointError    RuntimeError     a checkpoint is damaged, or of another run
@@ -21,10 +22,13 @@ Every message reads ``call(argument): expected X, got Y at PATH. Remedy.``
 
 from __future__ import annotations
 
+from typing import TypeGuard
+
 __all__ = [
     "ArgumentError",
     "CaptureError",
     "CheckpointError",
+    "CompileError",
     "DataError",
     "DerivativeError",
     "DivergenceError",
@@ -32,6 +36,8 @@ __all__ = [
     "MissingExtraError",
     "StructureError",
     "VmapError",
+    "check_at_least",
+    "is_count",
 ]
 
 
@@ -73,6 +79,10 @@ class DerivativeError(MetaoptError, RuntimeError):
     """Something in the model has no derivative of the order that was asked for."""
 
 
+class CompileError(MetaoptError, RuntimeError):
+    """Something in the model cannot be compiled; it runs eagerly all the same."""
+
+
 class DivergenceError(MetaoptError, ArithmeticError):
     """A number became NaN or infinite."""
 
@@ -87,3 +97,18 @@ class CheckpointError(MetaoptError, RuntimeError):
 
 class MissingExtraError(MetaoptError, ImportError):
     """An optional dependency is not installed; the message names the extra that brings it."""
+
+
+def is_count(value: object, low: int = 1) -> TypeGuard[int]:
+    """Tell whether ``value`` is an integer >= ``low``; True and False are none.
+
+    >>> is_count(3), is_count(0), is_count(True), is_count(2.0)
+    (True, False, False, False)
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= low
+
+
+def check_at_least(where: str, value: object, low: int) -> None:
+    """Raise `ArgumentError` unless ``value`` is an integer >= ``low``."""
+    if not is_count(value, low):
+        raise ArgumentError(where, f"an integer >= {low}", repr(value))

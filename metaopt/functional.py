@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections import OrderedDict
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from metaopt.errors import ArgumentError, StructureError, VmapError
-from metaopt.exact import Statistics, exact, mapped
+from metaopt.exact import Statistics, batched, exact, mapped
+from metaopt.skeleton import skeleton
 
 __all__ = ["Apply", "functional"]
 
@@ -20,9 +20,8 @@ Tensors = dict[str, Tensor]
 BatchNormMode = Literal["transductive", "frozen", "per_step"]
 _PARALLEL = ("DistributedDataParallel", "DataParallel", "FullyShardedDataParallel")
 _STEP = "metaopt_step"  # the buffer that counts calls where statistics are kept per step
-_COPY_HOOKS = ("__deepcopy__", "__reduce_ex__", "__reduce__", "__getstate__", "__setstate__")
-_ATOMS = (bool, int, float, str, type(None))
 _STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+_AFFINE = ("weight", "bias")
 
 
 class Apply:
@@ -33,31 +32,49 @@ class Apply:
     None of them writes to the module, to params or to buffers.
     """
 
-    def __init__(self, module: nn.Module, names: dict[str, str], params: Tensors, buffers: Tensors):
-        self.module = module
+    def __init__(
+        self,
+        module: nn.Module,
+        names: dict[str, str],
+        params: Iterable[str],
+        buffers: Tensors,
+        stacked: frozenset[str] = frozenset(),
+        num_rows: int = 0,
+    ):
+        self.module = module  # never called: a call swaps attributes, and so each thread has a copy
+        self.own = threading.local()
         self.names = names  # slot of the module -> key in params or buffers; tied slots share one
         self.params = frozenset(params)
         self.buffers = buffers
+        self.stacked = stacked  # the keys that have a row for every step, and one for the query
+        self.num_rows = num_rows
         layers = dict(module.named_modules())
         self.tracking = [
             path or "the module itself"
             for path, layer in layers.items()
             if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None
         ]
-        # what a training layer may write to in place, and what each step keeps its own copy of
-        self.written, self.stacked = set(), set()
+        self.written = set()  # what a training layer may write to in place
+        self.counts = []  # what a layer with momentum=None reads as a number
         for slot, key in names.items():
             path, _, attribute = slot.rpartition(".")
             layer = layers[path]
             if layer.training and attribute in layer._buffers:
                 self.written.add(key)
-            if _STEP in buffers and isinstance(layer, _NormBase) and attribute in _STATISTICS:
-                self.stacked.add(key)
+                if attribute == "num_batches_tracked" and layer.momentum is None:
+                    self.counts.append(key)
 
     def __call__(self, params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         buffers: Mapping[str, Tensor] = self.buffers
         if args and isinstance(args[0], Mapping) and args[0].keys() == buffers.keys():
             buffers, *args = args  # type: ignore[assignment]
+        if self.stacked:
+            raise ArgumentError(
+                "apply(module)",
+                "a call of apply.with_buffers, which counts the steps of batch_norm='per_step'",
+                "one without",
+                remedy="Call apply.with_buffers(params, buffers, ...) and pass on the buffers it returns.",
+            )
         if self.tracking and mapped():
             raise VmapError(
                 "apply(module)",
@@ -89,27 +106,41 @@ class Apply:
                 f"the {len(self.buffers)} buffers that metaopt.functional returned",
                 f"{'one more' if odd in buffers else 'none'} at {odd!r}",
             )
-        full = dict(buffers)
-        if _STEP in full:
-            rows = len(full[next(iter(self.stacked))]) if self.stacked else 1
-            row = torch.arange(rows, device=full[_STEP].device) == full[_STEP].clamp(max=rows - 1)
-            for key in self.stacked:
-                column = row.view(-1, *(1,) * (full[key].ndim - 1))
-                full[key] = (full[key] * column).sum(0, dtype=full[key].dtype)
+        for key in self.counts:
+            if batched(buffers[key]):
+                raise VmapError(
+                    "apply.with_buffers(buffers)",
+                    "one count of batches for all tasks, where BatchNorm has momentum=None and reads it",
+                    "one a task",
+                    at=key,
+                    remedy="Give the layer a momentum, share the count (in_dims None), or "
+                    "map_tasks(how='loop').",
+                )
+        if not self.num_rows:
+            with Statistics() as statistics:
+                return self._run(params, buffers, args, kwargs, statistics)
+        step = buffers[_STEP]
+        now = torch.arange(self.num_rows, device=step.device) == step.clamp(max=self.num_rows - 1)
+
+        def column(x: Tensor) -> Tensor:
+            return now.view(-1, *(1,) * (x.ndim - 1))
+
+        def row(table: Mapping[str, Tensor]) -> Tensors:  # x[step], where the step may be mapped
+            return {
+                k: (x * column(x)).sum(0, dtype=x.dtype) if k in self.stacked else x for k, x in table.items()
+            }
+
         with Statistics() as statistics:
-            output, moved = self._run(params, full, args, kwargs, statistics)
-        if _STEP in full:
-            for key in self.stacked:
-                column = row.view(-1, *(1,) * (buffers[key].ndim - 1))
-                moved[key] = torch.where(column, moved[key], buffers[key])
-            moved[_STEP] = buffers[_STEP] + 1
+            output, moved = self._run(row(params), row(buffers), args, kwargs, statistics)
+        for key in self.stacked & buffers.keys():
+            moved[key] = torch.where(column(buffers[key]), moved[key], buffers[key])
+        moved[_STEP] = step + 1
         return output, moved
 
     def eval(self) -> Apply:
         """The same function with every layer in eval mode: running statistics are used, none is kept."""
-        module = _skeleton(self.module).eval()
-        params = dict.fromkeys(self.params, torch.empty(0))
-        return Apply(module, self.names, params, self.buffers)
+        module = skeleton(self.module).eval()
+        return Apply(module, self.names, self.params, self.buffers, self.stacked, self.num_rows)
 
     def _run(
         self,
@@ -132,52 +163,30 @@ class Apply:
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
             # functional_call leaves in `values` what the module has put into its slots.
-            output = torch.func.functional_call(self.module, values, tuple(args), kwargs, tie_weights=False)
+            module = self._module()
+            output = torch.func.functional_call(module, values, tuple(args), kwargs, tie_weights=False)
         for slot, key in self.names.items():
             if key in self.written and statistics is not None:
                 given[key] = statistics.new(values[slot])
         return output, given
 
+    def _module(self) -> nn.Module:
+        """The module to be called by this thread."""
+        if torch.compiler.is_compiling():  # which swaps nothing
+            return self.module
+        if not hasattr(self.own, "module"):
+            self.own.module = skeleton(self.module)
+        return self.own.module
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: v for k, v in vars(self).items() if k != "own"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, own=threading.local())
+
     def __repr__(self) -> str:
         name = type(self.module).__name__
         return f"Apply({name}, {len(self.params)} params, {len(self.buffers)} buffers)"
-
-
-def _skeleton(module: nn.Module) -> nn.Module:
-    """A copy of the module that shares its tensors: swapping them there leaves the original alone."""
-    memo: dict[int, Any] = {}
-    for layer in module.modules():
-        for value in (*layer._parameters.values(), *layer._buffers.values(), *vars(layer).values()):
-            if isinstance(value, Tensor):
-                memo[id(value)] = value
-    return _copied(module, memo)
-
-
-def _copied(module: nn.Module, memo: dict[int, Any]) -> Any:
-    """``copy.deepcopy`` of a module in a third of its time: most attributes are numbers or empty dicts."""
-    if id(module) in memo:
-        return memo[id(module)]
-    cls = type(module)
-    home = (
-        nn.RNNBase if isinstance(module, nn.RNNBase) else nn.Module
-    )  # whose hooks are about weak references
-    if any(getattr(cls, name, None) is not getattr(home, name, None) for name in _COPY_HOOKS):
-        return copy.deepcopy(module, memo)
-    new = memo[id(module)] = cls.__new__(cls)
-    table = vars(new)
-    for name, value in vars(module).items():
-        kind = type(value)
-        if kind in _ATOMS or kind is Tensor or kind is nn.Parameter:
-            table[name] = value
-        elif kind in (dict, OrderedDict) and not value:
-            table[name] = kind()
-        elif name in ("_parameters", "_buffers"):
-            table[name] = value.copy()
-        elif name == "_modules":
-            table[name] = kind((k, None if m is None else _copied(m, memo)) for k, m in value.items())
-        elif name != "_compiled_call_impl":
-            table[name] = copy.deepcopy(value, memo)
-    return new
 
 
 def _slots(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -196,19 +205,23 @@ def _slots(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, names
 
 
-def _statistics_of(module: nn.Module) -> list[str]:
-    """The slots that hold running statistics."""
+def _of_norms(module: nn.Module, attributes: tuple[str, ...]) -> list[str]:
+    """The slots of the norms with running statistics that hold one of these attributes."""
     return [
         f"{path}.{attribute}" if path else attribute
         for path, layer in module.named_modules()
-        if isinstance(layer, _NormBase)
-        for attribute in _STATISTICS
-        if layer._buffers.get(attribute) is not None
+        if isinstance(layer, _NormBase) and layer.running_mean is not None
+        for attribute in attributes
+        if getattr(layer, attribute) is not None
     ]
 
 
 def functional(
-    module: nn.Module, *, batch_norm: BatchNormMode | None = None, num_steps: int | None = None
+    module: nn.Module,
+    *,
+    batch_norm: BatchNormMode | None = None,
+    num_steps: int | None = None,
+    per_step_affine: bool = False,
 ) -> tuple[Apply, Tensors, Tensors]:
     """Return ``(apply, params, buffers)``: the module as a pure function and its tensors.
 
@@ -222,7 +235,11 @@ def functional(
               "frozen", the running statistics as they are; "per_step", one set of running statistics
               for each inner step and one for the query (MAML++), by ``apply.with_buffers``; None, the
               module's own setting, whose running statistics ``apply.with_buffers`` hands back.
-          num_steps: inner steps, for "per_step".
+          num_steps: inner steps J, for "per_step".
+          per_step_affine: each step, and the query, has its own weights and biases of these norms too:
+              new Parameters [J+1, channel] under the names of the module's own, which start as copies.
+              A step's gradient reaches its own row alone, after its last use, so that the inner loop
+              leaves them to the outer one, as in MAML++.
     Returns: apply: ``apply(params, *args, **kwargs)`` or ``apply(params, buffers, *args, **kwargs)``.
              params, buffers: dicts by name, in the module's order.
     Raises: ArgumentError for a module wrapped for data parallelism, whose gradients would not be
@@ -236,12 +253,13 @@ def functional(
     if not isinstance(module, nn.Module):
         raise ArgumentError("functional(module)", "an nn.Module", type(module).__name__)
     module = getattr(module, "_orig_mod", module)
-    if type(module).__name__ in _PARALLEL:
+    if type(module).__name__ in _PARALLEL or hasattr(module, "set_requires_gradient_sync"):
         raise ArgumentError(
             "functional(module)",
             "a bare module",
             type(module).__name__,
-            remedy="Pass its .module: a functional call does not synchronise gradients, silently.",
+            remedy="Pass its .module, or the module before fully_shard, for a functional call does not "
+            "synchronise gradients, and call metaopt.train.reduce_gradients once after the outer backward.",
         )
     if batch_norm not in (None, "transductive", "frozen", "per_step"):
         expected = "'transductive', 'frozen', 'per_step' or None"
@@ -249,7 +267,9 @@ def functional(
     if (batch_norm == "per_step") != (num_steps is not None) or (num_steps is not None and num_steps < 0):
         expected = "a number of inner steps with batch_norm='per_step', and None without"
         raise ArgumentError("functional(num_steps)", expected, repr(num_steps))
-    module = _skeleton(module)
+    if per_step_affine and batch_norm != "per_step":
+        raise ArgumentError("functional(per_step_affine)", "batch_norm='per_step' with it", repr(batch_norm))
+    module = skeleton(module)
     for layer in module.modules():
         if isinstance(layer, _NormBase) and batch_norm == "transductive":
             layer.running_mean = layer.running_var = layer.num_batches_tracked = None
@@ -259,8 +279,14 @@ def functional(
     tensors, names = _slots(module)
     params: Tensors = {k: v for k, v in tensors.items() if isinstance(v, nn.Parameter) and v.requires_grad}
     buffers = {k: v for k, v in tensors.items() if k not in params}
-    if num_steps is not None:
-        for slot in _statistics_of(module):
-            buffers[names[slot]] = torch.stack([buffers[names[slot]]] * (num_steps + 1))
-        buffers[_STEP] = torch.zeros((), dtype=torch.int64)
-    return Apply(module, names, params, buffers), params, buffers
+    if num_steps is None:
+        return Apply(module, names, params, buffers), params, buffers
+    rows = num_steps + 1
+    stacked = {names[slot] for slot in _of_norms(module, _STATISTICS)}
+    buffers |= {key: torch.stack([buffers[key]] * rows) for key in stacked}
+    buffers[_STEP] = torch.zeros((), dtype=torch.int64)
+    if per_step_affine:
+        affine = {names[slot] for slot in _of_norms(module, _AFFINE)} & params.keys()
+        params |= {key: nn.Parameter(torch.stack([params[key].detach()] * rows)) for key in affine}
+        stacked |= affine
+    return Apply(module, names, params, buffers, frozenset(stacked), rows), params, buffers

@@ -9,7 +9,7 @@ from typing import Any, Literal, NamedTuple
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, is_count
 from metaopt.recompute import recompute
 from metaopt.revolve import revolve
 
@@ -41,16 +41,12 @@ Block = Callable[[Carry, Any, range], tuple[Carry, Tensor]]
 
 def check_memory(memory: Any) -> None:
     """Raise ArgumentError unless ``memory`` is a strategy."""
-
-    def count(x: Any) -> bool:
-        return isinstance(x, int) and not isinstance(x, bool) and x >= 1
-
     if isinstance(memory, Binomial):
-        fine = count(memory.slots)
+        fine = is_count(memory.slots)
     elif isinstance(memory, Offload):
-        fine = memory.every is None or count(memory.every)
+        fine = memory.every is None or is_count(memory.every)
     else:
-        fine = memory in ("all", "sqrt") if isinstance(memory, str) else count(memory)
+        fine = memory in ("all", "sqrt") if isinstance(memory, str) else is_count(memory)
     if not fine:
         expected = "'all', 'sqrt', an integer >= 1, Binomial(slots >= 1) or Offload(every >= 1 or None)"
         raise ArgumentError("unroll(memory)", expected, repr(memory))

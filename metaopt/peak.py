@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -15,20 +16,20 @@ __all__ = ["Peak", "peak_memory"]
 
 
 class Peak(TorchDispatchMode):
-    """A context that counts the bytes of every storage made inside it, on any device.
+    """A context that counts the bytes of every storage made inside it, on one device or on any.
 
     ``live`` bytes now, ``peak`` bytes at most, beside what was there before. What a kernel allocates and
     frees within itself is not seen; torch.profiler sees it, at a thousand times the memory.
 
-    >>> import torch
     >>> with Peak() as peak:
     ...     x = torch.ones(1000).double() + 1
     >>> peak.peak, peak.live
     (16000, 8000)
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None) -> None:
         super().__init__()
+        self.device = device
         self.live = 0
         self.peak = 0
         self._known: dict[int, int] = {}
@@ -36,7 +37,7 @@ class Peak(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
         for x in tree.leaves(out):
-            if isinstance(x, Tensor):
+            if isinstance(x, Tensor) and self.device in (None, x.device):
                 self._watch(x, args, kwargs)
         return out
 
@@ -60,15 +61,12 @@ class Peak(TorchDispatchMode):
         self.live -= self._known.pop(key, 0)
 
 
-def peak_memory(fn: Callable[[], Any]) -> tuple[int, Any]:
-    """(peak bytes, result) of ``fn()``.
+def peak_memory(fn: Callable[[], Any], device: torch.device | None = None) -> tuple[int, Any]:
+    """(peak bytes, result) of ``fn()``, as `Peak` counts them on a device, or on all.
 
-    On a GPU, what its allocator handed out at most; on the CPU, what `Peak` counts.
-
-    >>> import torch
     >>> peak_memory(lambda: torch.ones(1000) + 1)[0]
     8000
     """
-    with Peak() as peak:
+    with Peak(device) as peak:
         out = fn()
     return peak.peak, out

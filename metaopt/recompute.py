@@ -19,8 +19,9 @@ from torch._C._functorch import get_interpreter_stack
 from metaopt import tree
 from metaopt.errors import CaptureError
 from metaopt.exact import current_draws, exact, seeded
+from metaopt.replay import Dice, bare, jvp, plain_vjp
 
-__all__ = ["captured", "check_captured", "recompute"]
+__all__ = ["capture_error", "captured", "check_captured", "recompute"]
 
 _SLOT = object()  # where a tensor goes among the static arguments
 
@@ -34,8 +35,8 @@ class _Recomputed(torch.autograd.Function):
     def forward(f: Callable[..., tuple[Tensor, ...]], *inputs: Tensor) -> tuple[Tensor, ...]:
         with torch.enable_grad():  # all inputs are detached: whatever has history came by closure
             outputs = f(*(x.detach() for x in inputs))
-        if any(_bare(y).requires_grad for y in outputs):
-            raise _captured("recompute(f)", "by way of a module or an object")
+        if any(bare(y).requires_grad for y in outputs):
+            raise capture_error("recompute(f)", "by way of a module or an object")
         return outputs
 
     @staticmethod
@@ -54,7 +55,7 @@ class _Recomputed(torch.autograd.Function):
         f, moving = _of(ctx.f, inputs, index, ctx.moving)
         cotangents = tuple(g for g, on in zip(cotangents, ctx.moving, strict=True) if on)
         if get_interpreter_stack() is None and not torch.is_grad_enabled():
-            found = _plain_vjp(f, moving, cotangents)  # a third of torch.func's time and memory
+            found = plain_vjp(f, moving, cotangents)  # a third of torch.func's time and memory
         else:
             found = torch.func.vjp(f, *moving)[1](cotangents)
         gradients: list[Tensor | None] = [None] * len(inputs)
@@ -66,7 +67,7 @@ class _Recomputed(torch.autograd.Function):
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         index = [i for i, t in enumerate(tangents) if t is not None]
         f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
-        found = iter(_jvp(f, moving, tuple(tangents[i] for i in index)))
+        found = iter(jvp(f, moving, tuple(tangents[i] for i in index)))
         return tuple(next(found) if on else None for on in ctx.moving)
 
 
@@ -84,38 +85,8 @@ def _of(
     return partial, tuple(inputs[i] for i in index)
 
 
-def _plain_vjp(
-    f: Any, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]
-) -> tuple[Tensor | None, ...]:
-    """vjp(f, inputs)(cotangents) by plain autograd."""
-    with torch.enable_grad():
-        inputs = tuple(x.detach().requires_grad_() for x in inputs)
-        outputs = f(*inputs)
-    live = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if y.requires_grad]
-    if not live:
-        return (None,) * len(inputs)
-    return torch.autograd.grad([y for y, _ in live], inputs, [g for _, g in live], allow_unused=True)
-
-
-def _jvp(f: Any, inputs: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
-    """jvp(f, inputs)(tangents), as the transpose of the transpose.
-
-    torch nests no forward mode in another, and a Function's jvp is called from within one.
-    """
-    forward: Any = torch.func.vjp(f, *inputs)
-    outputs, vjp = forward
-    transposed = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))[1]
-    return transposed(tangents)[0]
-
-
-def _bare(x: Tensor) -> Tensor:
-    """The tensor below every functorch wrapper."""
-    while torch._C._functorch.is_functorch_wrapped_tensor(x):
-        x = torch._C._functorch.get_unwrapped(x)
-    return x
-
-
-def _captured(where: str, name: str) -> CaptureError:
+def capture_error(where: str, name: str) -> CaptureError:
+    """The error that names what a recomputed function captured."""
     return CaptureError(
         where,
         "every tensor that needs a gradient as an argument",
@@ -171,7 +142,7 @@ def check_captured(where: str, *functions: Callable[..., Any]) -> None:
     """Raise `CaptureError` if one of the functions captured a tensor that needs a gradient."""
     for function in functions:
         for name in captured(function):
-            raise _captured(where, f"`{name}`")
+            raise capture_error(where, f"`{name}`")
 
 
 def recompute(f: Callable[..., Any], *args: Any) -> Any:
@@ -206,40 +177,9 @@ def recompute(f: Callable[..., Any], *args: Any) -> Any:
         result[:] = [out, 0 if inner is None else inner.count]
         return tuple(outputs)
 
-    dice = _Dice()
+    dice = Dice()
     outputs = _Recomputed.apply(dice.replaying(flat), *tensors)
     dice.close()
     if draws is not None:
         draws.count = result[1]
     return tree.unflatten(result[0], outputs)
-
-
-class _Dice:
-    """The random state before the first run; kept for the next runs only if that run drew from it."""
-
-    def __init__(self) -> None:
-        self.rolled = False
-        self.before: Any = self._state()
-
-    @staticmethod
-    def _state() -> list[Tensor]:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        return [torch.get_rng_state(), *cuda]
-
-    def close(self) -> None:
-        now = self._state()
-        self.rolled = True
-        if all(torch.equal(a, b) for a, b in zip(self.before, now, strict=True)):
-            self.before = None
-
-    def replaying(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        def run(*args: Any) -> Any:
-            if not self.rolled or self.before is None:
-                return f(*args)
-            with torch.random.fork_rng(range(len(self.before) - 1)):
-                torch.set_rng_state(self.before[0])
-                if len(self.before) > 1:
-                    torch.cuda.set_rng_state_all(self.before[1:])
-                return f(*args)
-
-        return run

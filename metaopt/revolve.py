@@ -15,7 +15,8 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
-from metaopt.recompute import _bare, _captured, _Dice, _jvp, _plain_vjp
+from metaopt.recompute import capture_error
+from metaopt.replay import Dice, bare, jvp, plain_vjp
 
 __all__ = ["repetitions", "revolve"]
 
@@ -77,7 +78,7 @@ class _Chain:
 
     def __init__(self, step: Step, width: int, num_steps: int, slots: int) -> None:
         self.step, self.width, self.num_steps, self.slots = step, width, num_steps, slots
-        self.dice = _Dice()
+        self.dice = Dice()
 
     def forth(self, carry: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """All steps: the last carry, and the losses."""
@@ -90,10 +91,10 @@ class _Chain:
     def advance(self, point: Any, rest: tuple[Tensor, ...], start: int, stop: int) -> Any:
         """The carry and the random state before step ``stop``, from those before step ``start``."""
         carry, random = point
-        _set_random(random)
+        Dice.restore(random)
         for j in range(start, stop):
             carry, _ = self.step(carry, rest, j)
-        return carry, None if random is None else _Dice._state()
+        return carry, None if random is None else Dice.state()
 
     def back(self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], plain: bool) -> list[Any]:
         """The VJP of the chain."""
@@ -111,11 +112,11 @@ class _Chain:
                     points.append((start, point))
             if points[-1][0] == j:
                 points.pop()
-            _set_random(point[1])
+            Dice.restore(point[1])
             flat = lambda *xs, j=j: _joined(self.step(xs[: self.width], xs[self.width :], j))
             bar = (*bars, losses_bar[j])
             if plain:
-                found: Any = _plain_vjp(flat, (*point[0], *rest), bar)
+                found: Any = plain_vjp(flat, (*point[0], *rest), bar)
             else:
                 found = torch.func.vjp(flat, *point[0], *rest)[1](bar)
             bars = [torch.zeros_like(x) if g is None else g for x, g in zip(point[0], found, strict=False)]
@@ -138,13 +139,6 @@ def _plus(a: Any, b: Any) -> Any:
     return b if a is None else a if b is None else a + b
 
 
-def _set_random(state: Any) -> None:
-    if state is not None:
-        torch.set_rng_state(state[0])
-        if len(state) > 1:
-            torch.cuda.set_rng_state_all(state[1:])
-
-
 class _Revolve(torch.autograd.Function):
     """The chain, keeping its inputs alone."""
 
@@ -155,8 +149,8 @@ class _Revolve(torch.autograd.Function):
         inputs = tuple(x.detach() for x in inputs)
         with torch.enable_grad():  # all inputs are detached: whatever has history came by closure
             outputs = chain.forth(inputs[: chain.width], inputs[chain.width :])
-        if any(_bare(y).requires_grad for y in outputs):
-            raise _captured("unroll(loss_fn)", "by way of a module or an object")
+        if any(bare(y).requires_grad for y in outputs):
+            raise capture_error("unroll(loss_fn)", "by way of a module or an object")
         return outputs
 
     @staticmethod
@@ -179,4 +173,4 @@ class _Revolve(torch.autograd.Function):
         chain, inputs = ctx.chain, ctx.saved_tensors
         dots = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True))
         split = lambda *xs: chain.forth(xs[: chain.width], xs[chain.width :])
-        return _jvp(split, inputs, dots)
+        return jvp(split, inputs, dots)

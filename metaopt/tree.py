@@ -109,16 +109,16 @@ def check_same(where: str, tree: Tree, like: Tree, shapes: bool = False) -> None
                 )
 
 
-def check_parameters(where: str, tree: Tree) -> None:
-    """Raise `StructureError` unless every leaf is a floating-point (or complex) tensor."""
+def check_parameters(where: str, tree: Tree, real: bool = False) -> None:
+    """Raise `StructureError` unless every leaf is a floating-point tensor, complex where not ``real``."""
     found, structure = optree.tree_flatten(tree, none_is_leaf=True)
     for leaf, accessor in zip(found, structure.accessors(), strict=True):
-        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex()):
+        if isinstance(leaf, Tensor) and (leaf.is_floating_point() or (leaf.is_complex() and not real)):
             continue
         got = str(leaf.dtype) if isinstance(leaf, Tensor) else type(leaf).__name__
         raise StructureError(
             where,
-            "a floating-point tensor",
+            "a real floating-point tensor" if real else "a floating-point tensor",
             "None" if leaf is None else got,
             at=accessor.codify("").removeprefix(".") or "the root",
             remedy="Keep what is not optimised out of params: pass it in the batch or close over it.",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from contextlib import suppress
+from typing import Any, Literal
 
 import torch
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.compiled_loop import Loop
+from metaopt.compiling import Compile, as_compile, count_steps, current_compile
+from metaopt.errors import CompileError, StructureError, check_at_least
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
 from metaopt.step import Order, inner_step
@@ -30,6 +33,7 @@ def unroll(
     order: Order = 2,
     memory: Memory = "all",
     buffers: Any = None,
+    compile: Literal["step", False] | Compile | None = None,
 ) -> Unrolled:
     """Compose inner steps; the outer gradient is plain autograd through the result.
 
@@ -51,6 +55,9 @@ def unroll(
           memory: "all" keeps every step for the backward pass; an integer K keeps one carry every K
               steps and computes the steps between again; "sqrt" is K = ⌈√J⌉; `Offload` keeps the
               carries on the CPU; `Binomial` keeps a given number of them. The gradient is the same.
+          compile: "step" compiles one step with its derivative, whatever J is; where that cannot be done
+              the steps run as they are, and `compile_report` tells why. None is what the surrounding
+              `map_tasks` says.
     Returns: Unrolled(params, state, losses [J], buffers), each loss taken before its step.
     Raises: ArgumentError, StructureError; CaptureError where steps are computed again and the loss
             captured a tensor that needs a gradient.
@@ -74,13 +81,19 @@ def unroll(
     if num_steps is None:
         remedy = "Pass num_steps=... to repeat one batch."
         num_steps = tree.axis_size("unroll(batch)", batch, noun="steps", remedy=remedy)
-    if isinstance(num_steps, bool) or not isinstance(num_steps, int) or num_steps < 0:
-        raise ArgumentError("unroll(num_steps)", "an integer >= 0", repr(num_steps))
+    check_at_least("unroll(num_steps)", num_steps, 0)
     check_memory(memory)
     if memory != "all":
         check_captured("unroll(loss_fn)", loss_fn)
     if per_step_hparams:
         _check_steps(hparams, num_steps)
+
+    count_steps(num_steps)
+    choice = current_compile() if compile is None else as_compile("unroll(compile)", compile, ("step",))
+    if choice is not None and num_steps > 0:
+        with suppress(CompileError):  # which is in the report; the loop below is the same loop
+            loop = Loop(loss_fn, opt, order, stepped, per_step_hparams, num_steps, memory, choice.backend)
+            return loop(params, state, buffers, batch, hparams, phi)
 
     def block(carry: Any, rest: Any, steps: range) -> Any:
         params, state, kept = carry

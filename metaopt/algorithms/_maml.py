@@ -23,7 +23,7 @@ def maml(
     order: Order = 2,
     memory: Memory = "all",
 ) -> Callable[..., Any]:
-    """Return MAML's loss of one task, ``(meta_params, episode) -> query loss []``.
+    """MAML: an initialisation from which a few steps suffice, ``(meta_params, episode) -> query loss []``.
 
     ::
 

@@ -3,30 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.module import register_module_forward_hook
 
 from metaopt import tree
 from metaopt.doctor._compare import Problem, double, far, said
 from metaopt.doctor._report import GOOD, Row
 from metaopt.errors import MetaoptError
-from metaopt.exact import rewrites
+from metaopt.exact import collecting, rewrites
 from metaopt.functional import functional
+from metaopt.progress import progress
 
-__all__ = ["Calls", "probe_module", "record", "report"]
+__all__ = ["Call", "Calls", "probe_module", "record", "report"]
 
-Calls = dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
+
+class Call(NamedTuple):
+    """A module, the input of its first call, and whether every task would write its statistics there."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    writes: bool
+
+
+Calls = dict[str, Call]
+
+
+_WRITES = (
+    "vmap: every task would write its running statistics. Use batch_norm='transductive' or 'frozen', "
+    "apply.with_buffers, or map_tasks(how='loop')."
+)
 
 
 def record(run: Callable[[], Any]) -> Calls:
     """The modules that ``run`` calls, by path from the outermost, each with the input of its first call."""
-    found: list[tuple[nn.Module, Any, Any]] = []
+    found: list[Call] = []
 
     def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        found.append((module, args, kwargs))
+        keeps = isinstance(module, _NormBase) and module.training and module.running_mean is not None
+        found.append(Call(module, args, kwargs, writes=keeps and collecting() is None))
 
     handle = register_module_forward_hook(hook, with_kwargs=True)
     try:
@@ -35,15 +54,15 @@ def record(run: Callable[[], Any]) -> Calls:
         handle.remove()
     if not found:
         return {}
-    root = found[-1][0]
+    root = found[-1].module
     paths = {id(module): path or "(the model)" for path, module in root.named_modules()}
     calls: Calls = {}
-    for module, args, kwargs in found:
-        path = paths.get(id(module), "parametrizations")
-        fed = any(isinstance(x, Tensor) for x in tree.leaves((args, kwargs)))
+    for call in found:
+        path = paths.get(id(call.module), "parametrizations")
+        fed = any(isinstance(x, Tensor) for x in tree.leaves((call.args, call.kwargs)))
         # a parametrization's input is a weight: it is probed with the module that owns it
-        if fed and "parametrizations" not in path and not isinstance(module, nn.Sequential):
-            calls.setdefault(path, (module, args, kwargs))
+        if fed and "parametrizations" not in path and not isinstance(call.module, nn.Sequential):
+            calls.setdefault(path, call)
     order = {path: i for i, path in enumerate(paths.values())}
     return dict(sorted(calls.items(), key=lambda item: order[item[0]]))
 
@@ -88,12 +107,14 @@ def _problem(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     return Problem(loss_fn, scaled, episodes)
 
 
-def probe_module(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Row:
+def probe_module(path: str, call: Call) -> Row:
     """The verdict on one module: loop, vmap and finite differences, second order."""
-    kind = type(module).__name__
+    kind = type(call.module).__name__
+    if call.writes:
+        return Row(path, kind, "unsupported", _WRITES)
     try:
         with rewrites() as made:
-            problem = _problem(module, args, kwargs)
+            problem = _problem(call.module, call.args, call.kwargs)
             mapped = problem.gradient(how="vmap")
             looped = problem.gradient(how="loop")
     except MetaoptError as error:
@@ -112,7 +133,7 @@ def probe_module(path: str, module: nn.Module, args: tuple[Any, ...], kwargs: di
 
 def report(calls: Calls) -> list[Row]:
     """One row a module, in the model's order; a parent's failure points to the child that caused it."""
-    rows = [probe_module(path, *call) for path, call in calls.items()]
+    rows = [probe_module(path, call) for path, call in progress(calls.items(), "doctor")]
     bad = [row.subject for row in rows if row.verdict not in GOOD]
 
     def below(row: Row) -> list[str]:

@@ -5,9 +5,22 @@ place, and when. Every entry that stands for a fault of torch names its issue an
 on the day torch is mended.
 """
 
-from metaopt.exact._levels import mapped, transformed
+from metaopt.exact._levels import batched, mapped, transformed
 from metaopt.exact._mode import exact, rewrites
-from metaopt.exact._norms import Statistics
-from metaopt.exact._random import current_draws, seeded, task_keys
+from metaopt.exact._norms import Statistics, collecting
+from metaopt.exact._random import advance, current_draws, seeded, task_keys, unseeded
 
-__all__ = ["Statistics", "current_draws", "exact", "mapped", "rewrites", "seeded", "task_keys", "transformed"]
+__all__ = [
+    "Statistics",
+    "advance",
+    "batched",
+    "collecting",
+    "current_draws",
+    "exact",
+    "mapped",
+    "rewrites",
+    "seeded",
+    "task_keys",
+    "transformed",
+    "unseeded",
+]

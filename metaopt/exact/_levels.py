@@ -10,10 +10,11 @@ from torch._C._functorch import (
     TransformType,
     get_interpreter_stack,
     get_unwrapped,
+    is_batchedtensor,
     is_functorch_wrapped_tensor,
 )
 
-__all__ = ["calling_module", "differentiated_twice", "mapped", "transformed"]
+__all__ = ["batched", "calling_module", "differentiated", "mapped", "transformed"]
 
 
 def mapped() -> bool:
@@ -24,13 +25,22 @@ def mapped() -> bool:
     return stack is not None and any(level.key() == TransformType.Vmap for level in stack)
 
 
+def batched(x: Tensor) -> bool:
+    """Tell whether a tensor has an axis that a ``torch.vmap`` hides."""
+    while is_functorch_wrapped_tensor(x):
+        if is_batchedtensor(x):
+            return True
+        x = get_unwrapped(x)
+    return False
+
+
 def transformed() -> bool:
     """Tell whether the caller stands inside any torch.func transform; while compiling, True."""
     return torch.compiler.is_compiling() or get_interpreter_stack() is not None
 
 
-def differentiated_twice(*tensors: object) -> bool:
-    """Tell whether one of the tensors is being differentiated at two levels or more."""
+def differentiated(times: int, *tensors: object) -> bool:
+    """Tell whether one of the tensors is being differentiated at so many levels, or more."""
     if torch.compiler.is_compiling():
         return True
     for x in tensors:
@@ -40,7 +50,7 @@ def differentiated_twice(*tensors: object) -> bool:
         while is_functorch_wrapped_tensor(x):
             x = get_unwrapped(x)
             levels += x.requires_grad
-        if levels >= 2:
+        if levels >= times:
             return True
     return False
 

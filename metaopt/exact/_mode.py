@@ -12,9 +12,9 @@ from torch._C import _get_function_stack_at, _len_torch_function_stack
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from metaopt.exact import _attention, _dropout, _norms, _recurrent
+from metaopt.exact import _attention, _dropout, _losses, _norms, _recurrent
 from metaopt.exact._embedding import embedding
-from metaopt.exact._levels import calling_module, mapped, transformed
+from metaopt.exact._levels import calling_module, differentiated, mapped, transformed
 from metaopt.exact._noise import NOISE
 from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
@@ -34,14 +34,16 @@ class Rewrite(NamedTuple):
 
 
 def _norm(always: bool, args: Any, kwargs: Any) -> bool:
-    if always or _norms.collecting() is not None or mapped():
+    if _aten_norm(always, args, kwargs):
         return True
     # statistics that have a history, where torch's kernel takes none
     return any(isinstance(x, torch.Tensor) and x.requires_grad for x in args[1:3])
 
 
 def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
-    return always or _norms.collecting() is not None or mapped()
+    if always or _norms.collecting() is not None or mapped():
+        return True
+    return differentiated(3, *args, *kwargs.values())
 
 
 def _twice() -> bool:
@@ -67,6 +69,10 @@ def _rrelu(always: bool, args: Any, kwargs: Any) -> bool:
 
 def _mapped(always: bool, args: Any, kwargs: Any) -> bool:
     return mapped()
+
+
+def _smooth(always: bool, args: Any, kwargs: Any) -> bool:
+    return mapped() and _losses.smoothed(args, kwargs)
 
 
 def _func(always: bool, args: Any, kwargs: Any) -> bool:
@@ -106,6 +112,8 @@ _TABLE: dict[Callable[..., Any], Rewrite] = {
     F.embedding: Rewrite(embedding, _embed, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
     F.bilinear: Rewrite(bilinear, _mapped, "no batching rule"),
+    F.cross_entropy: Rewrite(_losses.cross_entropy, _smooth, "weights with smoothing fail under vmap"),
+    F.gaussian_nll_loss: Rewrite(_losses.gaussian_nll_loss, _mapped, "its check of var fails under vmap"),
     torch._pack_padded_sequence: Rewrite(_recurrent.refuse_packing, _func, ""),
     F.rrelu: Rewrite(_dropout.rrelu, _rrelu, "no batching rule"),
 }
@@ -149,7 +157,9 @@ class exact(TorchFunctionMode):
     a padding row. Refused where they are differentiated twice: what has no double backward.
     `metaopt.doctor` shows what was rewritten in a model.
 
-    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms.
+    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms. An inner loop
+              inside another and `hypergrad.nested` see to it themselves; a meta-gradient that is
+              differentiated again by ``create_graph`` cannot be foreseen.
           twice: plain autograd will differentiate twice: rewrite what has no double backward.
     Raises: DerivativeError, ArgumentError, VmapError, each with the path of the module that called.
     Cost: about a microsecond a torch call; a rewritten norm is two to three kernels more.

@@ -18,7 +18,7 @@ from torch import Tensor
 from metaopt.errors import ArgumentError, VmapError
 from metaopt.exact._levels import calling_module, mapped
 
-__all__ = ["Statistics", "batch_norm", "instance_norm", "layer_norm", "normalize"]
+__all__ = ["Statistics", "batch_norm", "collecting", "instance_norm", "layer_norm", "normalize"]
 
 _local = threading.local()
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from metaopt.errors import ArgumentError
 
-__all__ = ["Draws", "current_draws", "seeded", "task_keys"]
+__all__ = ["Draws", "advance", "current_draws", "seeded", "task_keys", "unseeded"]
 
 
 def _signed(word: int) -> int:
@@ -87,6 +88,11 @@ class Draws:
         return self.bits((number,))
 
 
+def advance(key: Tensor, count: int) -> Tensor:
+    """The key whose draw number n is draw number count + n of ``key``."""
+    return key + _signed(count * _GOLDEN)
+
+
 _local = threading.local()
 
 
@@ -139,3 +145,14 @@ class seeded:
 
     def __exit__(self, *exc: Any) -> None:
         _local.draws = self.before
+
+
+@contextmanager
+def unseeded() -> Iterator[None]:
+    """A context in which no `seeded` is open, where its key has become an argument."""
+    before = getattr(_local, "draws", None)
+    _local.draws = None
+    try:
+        yield
+    finally:
+        _local.draws = before

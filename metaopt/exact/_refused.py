@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from metaopt.errors import DerivativeError, VmapError
-from metaopt.exact._levels import calling_module, differentiated_twice
+from metaopt.exact._levels import calling_module, differentiated
 from metaopt.exact._random import current_draws
 
 __all__ = ["NO_DOUBLE_BACKWARD", "NO_KEYED_FORM", "refuse", "refuse_draw"]
@@ -49,7 +49,7 @@ def refuse(func: Any) -> Callable[..., Any]:
 
     def run(*args: Any, **kwargs: Any) -> Any:
         euclidean = "use_mm_for_euclid_dist" in (*args, *kwargs.values())
-        if euclidean or not differentiated_twice(*args, *kwargs.values()):
+        if euclidean or not differentiated(2, *args, *kwargs.values()):
             return func(*args, **kwargs)
         name = getattr(func, "__name__", str(func))
         raise DerivativeError(

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt import tree
-from metaopt.errors import ArgumentError, MissingExtraError
+from metaopt import show, tree
+from metaopt.errors import ArgumentError
 from metaopt.hypergrad._differentiate import moving
 from metaopt.hypergrad._es import es_antithetic, noise
 from metaopt.hypergrad._first_order import first_order
@@ -22,6 +22,7 @@ from metaopt.hypergrad._problem import Problem, complete, count_steps, rollout
 from metaopt.hypergrad._truncated import one_step, truncated
 from metaopt.hypergrad._unrolled import unrolled
 from metaopt.peak import peak_memory
+from metaopt.progress import progress
 from metaopt.types import Hypergrad
 
 __all__ = ["Audit", "Audited", "audit"]
@@ -51,40 +52,40 @@ class Audited(NamedTuple):
 
 
 class Audit(NamedTuple):
-    """The rows; ``str`` gives a table, ``plot`` a picture."""
+    """The rows; a table here and in Jupyter, a picture by `metaopt.plot.agreement`."""
 
     rows: tuple[Audited, ...]
 
-    def __str__(self) -> str:
-        head = ["cosine", "norm", "error", "slope err", "residual", "optimality", "ms", "peak KiB"]
-        lines = [f"{'estimator':<16}" + "".join(f"{h:>12}" for h in head)]
+    def _cells(self) -> list[tuple[str, ...]]:
+        head = (
+            "estimator",
+            "cosine",
+            "norm",
+            "error",
+            "slope err",
+            "residual",
+            "optimality",
+            "ms",
+            "peak KiB",
+        )
+        lines: list[tuple[str, ...]] = [head]
         for r in self.rows:
-            if r.note:
-                lines.append(f"{r.name:<16}  {r.note}")
-                continue
             numbers = [r.cosine, r.norm, r.error, r.slope_error, r.residual, r.optimality]
             cells = [f"{x:.3g}" if x == x else "" for x in numbers]
-            cells += [f"{1e3 * r.seconds:.3g}", f"{r.peak / 1024:.1f}"]
-            lines.append(f"{r.name:<16}" + "".join(f"{c:>12}" for c in cells))
+            lines.append((r.name, *cells, f"{1e3 * r.seconds:.3g}", f"{r.peak / 1024:.1f}"))
+        return lines
+
+    def __repr__(self) -> str:
+        lines = [f"{name:<16}" + "".join(f"{c:>12}" for c in cells) for name, *cells in self._cells()]
+        for i, r in enumerate(self.rows, 1):
+            if r.note:
+                lines[i] = f"{r.name:<16}  {r.note}"
         return "\n".join(lines)
 
-    def plot(self, axes: Any = None) -> Any:
-        """Draw error against time, the area of a point its peak memory; returns matplotlib's axes."""
-        try:
-            from matplotlib import pyplot
-        except ImportError as missing:
-            remedy = "pip install 'metaopt-torch[vision]'"
-            raise MissingExtraError("audit.plot()", "matplotlib", "none", remedy=remedy) from missing
-        axes = pyplot.subplots(figsize=(7, 4.5))[1] if axes is None else axes
-        rows = [r for r in self.rows if not r.note]
-        largest = max((r.peak for r in rows), default=1) or 1
-        for r in rows:
-            error = max(r.error, 1e-16)
-            axes.scatter(1e3 * r.seconds, error, s=30 + 600 * r.peak / largest, alpha=0.6)
-            axes.annotate(r.name, (1e3 * r.seconds, error), fontsize=8)
-        axes.set(xscale="log", yscale="log", xlabel="time (ms)", ylabel="relative error against unrolled")
-        axes.set_title("Hypergradient estimators; area is peak memory")
-        return axes
+    def _repr_html_(self) -> str:
+        head, *body = self._cells()
+        noted = [(r.name, r.note) if r.note else line for r, line in zip(self.rows, body, strict=True)]
+        return show.table(head, noted)
 
 
 def audit(
@@ -119,9 +120,10 @@ def audit(
     directions = [d / d.norm() for d in directions]
     with torch.no_grad():
         slopes = [_slope(problem, phi, index, d, step) for d in directions]
+    chosen = _all(problem, phi, seed) if estimators is None else estimators
     rows = [
         _row(name, estimator, problem, phi, index, reference, directions, slopes)
-        for name, estimator in (_all(problem, phi, seed) if estimators is None else estimators).items()
+        for name, estimator in progress(chosen.items(), "audit")
     ]
     return Audit(tuple(rows))
 
@@ -172,8 +174,8 @@ def _row(
         norm=float(g.norm()) / size if size else float("nan"),
         error=float((g - reference).norm()) / size if size else float("nan"),
         slope_error=worst,
-        residual=float(aux.solve.residual) if solved else float("nan"),
-        optimality=float(aux.optimality) if solved else float("nan"),
+        residual=float(aux.solve.residual.detach()) if solved else float("nan"),
+        optimality=float(aux.optimality.detach()) if solved else float("nan"),
         seconds=seconds,
         peak=peak,
     )

@@ -11,12 +11,22 @@ from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, DivergenceError
-from metaopt.hypergrad._problem import Problem
+from metaopt.hypergrad._problem import Problem, complete, count_steps, outer, rollout
 from metaopt.peek import peek
 from metaopt.recompute import check_captured
 from metaopt.types import Hypergrad, Meta
 
-__all__ = ["check_finite", "check_problem", "differentiate", "is_plain", "moving", "pull", "shaped"]
+__all__ = [
+    "check_finite",
+    "check_problem",
+    "check_reaches",
+    "differentiate",
+    "fill",
+    "is_plain",
+    "moving",
+    "pull",
+    "shaped",
+]
 
 
 def check_problem(where: str, problem: Problem) -> None:
@@ -57,7 +67,8 @@ def shaped(phi: Any, index: Sequence[int], grads: Sequence[Tensor]) -> Any:
     return tree.unflatten(structure, full)
 
 
-def _fill(phi: Any, index: Sequence[int], tensors: Sequence[Tensor]) -> Any:
+def fill(phi: Any, index: Sequence[int], tensors: Sequence[Tensor]) -> Any:
+    """φ with other tensors at these positions."""
     leaves, structure = tree.flatten(phi)
     for i, x in zip(index, tensors, strict=True):
         leaves[i] = x
@@ -115,7 +126,7 @@ def differentiate(
     """
     index, leaves, _ = moving(where, phi)
     plain = is_plain(phi, problem.batch, problem.outer_batch, problem.params, problem.opt.hparams)
-    grads, value, aux = pull(lambda *xs: f(_fill(phi, index, xs)), [leaves[i] for i in index], plain)
+    grads, value, aux = pull(lambda *xs: f(fill(phi, index, xs)), [leaves[i] for i in index], plain)
     return Hypergrad(shaped(phi, index, name_unused(where, phi, index, grads, blind)), value, aux)
 
 
@@ -138,6 +149,25 @@ def name_unused(
             )
         found.append(torch.zeros_like(leaves[i]) if g is None else g)
     return found
+
+
+def check_reaches(where: str, problem: Problem, phi: Any) -> None:
+    """Raise ArgumentError that names a leaf of φ on which neither a step nor the outer loss depends.
+
+    For estimators that cannot tell such a leaf from a zero: a reverse pass through the first step can.
+    """
+    if torch.compiler.is_compiling():
+        return
+    index, leaves, _ = moving(where, phi)
+
+    def value(*xs: Tensor) -> tuple[Tensor, Any]:
+        meta = complete(where, problem, fill(phi, index, xs))
+        first = rollout(problem, meta, 0, min(1, count_steps(problem)))
+        return outer(problem, first.params, meta.phi), ()
+
+    plain = is_plain(phi, problem.batch, problem.outer_batch, problem.params, problem.opt.hparams)
+    grads, _, _ = pull(value, [leaves[i] for i in index], plain)
+    name_unused(where, phi, index, grads)
 
 
 def check_finite(where: str, losses: Tensor) -> None:

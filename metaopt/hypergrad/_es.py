@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, DivergenceError
+from metaopt.errors import ArgumentError, DivergenceError, check_at_least
 from metaopt.hypergrad._differentiate import is_plain, moving, shaped
 from metaopt.hypergrad._problem import Problem, complete, rollout
-from metaopt.linsolve._solver import check_count
 from metaopt.peek import peek
 from metaopt.types import Hypergrad
 
@@ -35,7 +34,7 @@ def noise(phi: Any, num_samples: int, seed: int | None = None) -> Any:
     >>> noise(torch.zeros(2), 3, seed=0).shape
     torch.Size([3, 2])
     """
-    check_count("noise(num_samples)", num_samples)
+    check_at_least("noise(num_samples)", num_samples, 1)
     index, leaves, structure = moving("noise", phi)
     generator = None if seed is None else torch.Generator(leaves[index[0]].device).manual_seed(seed)
     drawn = [torch.zeros(num_samples, *(x.shape if isinstance(x, Tensor) else ())) for x in leaves]

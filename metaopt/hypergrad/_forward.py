@@ -10,9 +10,10 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.hypergrad._differentiate import (
-    _fill,
     check_finite,
     check_problem,
+    check_reaches,
+    fill,
     is_plain,
     moving,
     shaped,
@@ -30,13 +31,12 @@ def forward(problem: Problem, phi: Any, *, chunk_size: int | None = None) -> Hyp
 
         Z_{j+1} = (∂θ_{j+1}/∂θ_j) Z_j + ∂θ_{j+1}/∂φ,    dF/dφ = (∂F/∂θ_J) Z_J + ∂F/∂φ
 
-    A zero gradient is not told from a tensor that does not reach the loss.
-
     Args: problem, phi: as in `unrolled`.
           chunk_size: columns of Z computed at a time; all where None.
     Returns: as `unrolled`.
-    Raises: CaptureError, DivergenceError as `unrolled`.
-    Cost: |φ| JVPs through J steps, mapped; memory O(|φ| |θ|), or O(chunk_size |θ|).
+    Raises: as `unrolled`.
+    Cost: |φ| JVPs through J steps, mapped; memory O(|φ| |θ|), or O(chunk_size |θ|). And one step in
+          reverse, which tells what does not reach the loss.
     Source: Franceschi et al. 2017, arXiv:1703.01785, Forward-HG.
 
     >>> import torch, metaopt as mo
@@ -45,11 +45,12 @@ def forward(problem: Problem, phi: Any, *, chunk_size: int | None = None) -> Hyp
     tensor(1.)
     """
     check_problem("forward", problem)
+    check_reaches("forward", problem, phi)
     index, leaves, _ = moving("forward", phi)
     xs = [leaves[i] for i in index]
 
     def value(*xs: Tensor) -> tuple[Tensor, Any]:
-        meta = complete("forward", problem, _fill(phi, index, xs))
+        meta = complete("forward", problem, fill(phi, index, xs))
         out = rollout(problem, meta)
         return out.value, out
 

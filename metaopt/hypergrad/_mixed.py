@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.exact import exact
-from metaopt.hypergrad._differentiate import check_finite, check_problem, differentiate
+from metaopt.hypergrad._differentiate import check_finite, check_problem, check_reaches, differentiate
 from metaopt.hypergrad._problem import Problem, Rollout, complete, count_steps, outer, segment, stops
 from metaopt.types import Hypergrad, Meta
 
@@ -25,13 +25,13 @@ def mixed(problem: Problem, phi: Any) -> Hypergrad:
         G = ∇_θ ℓ(θ, φ);   its VJP along ḡ is the JVP of ∇_{θ,φ} ℓ along (ḡ, 0):  (H_θθ ḡ, H_φθ ḡ)
 
     by the symmetry of the second derivative. Where an operation of the loss has no forward derivative
-    of its gradient, the same products are taken in reverse. A zero gradient is not told from a loss
-    parameter that the inner loss does not use.
+    of its gradient, the same products are taken in reverse.
 
     Args: problem, phi: as in `unrolled`.
     Returns: as `unrolled`.
     Raises: as `unrolled`.
     Cost: memory O(J |θ|), free of the loss's activations; the inner gradient once more in the backward.
+          And one step in reverse, which tells what does not reach the loss.
     Source: Kemaev et al. 2025, arXiv:2505.00793 (MixFlow-MG).
 
     >>> import torch, metaopt as mo
@@ -40,6 +40,7 @@ def mixed(problem: Problem, phi: Any) -> Hypergrad:
     tensor(1.)
     """
     check_problem("mixed", problem)
+    check_reaches("mixed", problem, phi)
 
     def value(phi: Any) -> tuple[Tensor, Rollout]:
         out = _roll(problem, complete("mixed", problem, phi))

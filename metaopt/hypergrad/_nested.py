@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import CaptureError
+from metaopt.exact import exact
 from metaopt.hypergrad._differentiate import moving
 from metaopt.hypergrad._problem import Problem
 from metaopt.types import Hypergrad
@@ -62,7 +63,8 @@ def nested(problem: Problem, estimator: Callable[..., Hypergrad], **options: Any
             full, structure = tree.flatten(phi)
             for i, x in zip(index, xs, strict=True):
                 full[i] = x
-            return estimator(problem, tree.unflatten(structure, full), **options)
+            with exact(always=True):  # torch's norms have wrong third derivatives
+                return estimator(problem, tree.unflatten(structure, full), **options)
 
         def flat(*xs: Tensor) -> tuple[Tensor, list[Tensor]]:
             result = estimate(*xs)

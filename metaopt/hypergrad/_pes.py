@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, is_count
 from metaopt.hypergrad._differentiate import is_plain
 from metaopt.hypergrad._es import check_samples, check_sigma, draw, estimate, perturbed
 from metaopt.hypergrad._problem import Problem, complete, count_steps, rollout
@@ -113,19 +113,8 @@ def es_single(
     >>> es_single(problem, torch.tensor(4.0), window=1, noise=torch.tensor([[1.0]])).grad
     tensor(0.2500)
     """
-    return _run(
-        "es_single",
-        "shared",
-        problem,
-        phi,
-        window,
-        sigma,
-        num_samples,
-        noise,
-        particles,
-        num_windows,
-        chunk_size,
-    )
+    options = (window, sigma, num_samples, noise, particles, num_windows, chunk_size)
+    return _run("es_single", "shared", problem, phi, *options)
 
 
 def truncated_es(
@@ -154,19 +143,8 @@ def truncated_es(
     >>> truncated_es(problem, torch.tensor(4.0), window=2, noise=torch.tensor([[1.0]])).grad
     tensor(0.2500)
     """
-    return _run(
-        "truncated_es",
-        "none",
-        problem,
-        phi,
-        window,
-        sigma,
-        num_samples,
-        noise,
-        particles,
-        num_windows,
-        chunk_size,
-    )
+    options = (window, sigma, num_samples, noise, particles, num_windows, chunk_size)
+    return _run("truncated_es", "none", problem, phi, *options)
 
 
 def _run(
@@ -184,12 +162,12 @@ def _run(
 ) -> Hypergrad:
     check_sigma(where, sigma)
     total = count_steps(problem)
-    if isinstance(window, bool) or not isinstance(window, int) or window < 1 or total % window:
+    if not is_count(window) or total % window:
         raise ArgumentError(f"{where}(window)", f"a divisor of num_steps={total}", repr(window))
     first = 0 if particles is None else int(particles.start)
     left = (total - first) // window
     count = left if num_windows is None else num_windows
-    if isinstance(count, bool) or not 1 <= count <= left:
+    if not is_count(count) or count > left:
         raise ArgumentError(f"{where}(num_windows)", f"1 to the {left} windows left", repr(num_windows))
     rows = _noise(where, phi, num_samples, 1 if memory == "shared" else count, noise)
     plain = is_plain(phi, problem.batch, problem.outer_batch, problem.params)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, is_count
 from metaopt.exact import exact
 from metaopt.step import Order
 from metaopt.types import LossFn, Meta, Optimizer
@@ -116,7 +116,7 @@ def stops(problem: Problem, start: int, stop: int) -> list[int]:
     total, every = count_steps(problem), problem.outer_every
     if every is None:
         return [stop]
-    if isinstance(every, bool) or every < 1 or total % every:
+    if not is_count(every) or total % every:
         raise ArgumentError("Problem(outer_every)", f"a divisor of the {total} steps, or None", repr(every))
     inside = list(range((start // every + 1) * every, stop + 1, every))
     return inside if inside and inside[-1] == stop else [*inside, stop]

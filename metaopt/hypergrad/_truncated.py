@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, is_count
 from metaopt.hypergrad._differentiate import check_finite, check_problem, differentiate, is_plain
 from metaopt.hypergrad._problem import Problem, Rollout, complete, count_steps, rollout
 from metaopt.types import Hypergrad, Meta
@@ -79,7 +79,7 @@ def one_step(problem: Problem, phi: Any) -> Hypergrad:
 def _last(where: str, problem: Problem, phi: Any, last: int, memory: Memory) -> Hypergrad:
     check_problem(where, problem)
     total = count_steps(problem)
-    if isinstance(last, bool) or not isinstance(last, int) or not 0 <= last <= total:
+    if not is_count(last, 0) or last > total:
         raise ArgumentError(f"{where}(last)", f"an integer from 0 to num_steps={total}", repr(last))
     meta = complete(where, problem, phi)
     early = prefix(problem, meta, total - last) if last < total else None

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaopt.linsolve._solver import MatVec, Solver, Vector, check_count, check_tol, finished, inner, safe
+from metaopt.errors import check_at_least
+from metaopt.linsolve._solver import MatVec, Solver, Vector, check_tol, finished, inner, safe
 
 __all__ = ["bicgstab"]
 
@@ -28,7 +29,7 @@ def bicgstab(max_iters: int = 100, tol: float = 1e-6) -> Solver:
     >>> bicgstab()(lambda x: a @ x, torch.tensor([3.0, 1.0])).value.round(decimals=5)
     tensor([1., 1.])
     """
-    check_count("bicgstab(max_iters)", max_iters)
+    check_at_least("bicgstab(max_iters)", max_iters, 1)
     check_tol("bicgstab(tol)", tol)
 
     def iterate(a: MatVec, a_t: MatVec, b: Vector, start: Vector) -> tuple[Vector, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaopt.linsolve._solver import MatVec, Solver, Vector, check_count, check_tol, finished, inner, safe
+from metaopt.errors import check_at_least
+from metaopt.linsolve._solver import MatVec, Solver, Vector, check_tol, finished, inner, safe
 
 __all__ = ["cg", "normal_cg"]
 
@@ -30,7 +31,7 @@ def cg(max_iters: int = 100, tol: float = 1e-6) -> Solver:
     >>> solution.value, solution.aux.converged
     (tensor([1., 2.]), tensor(True))
     """
-    check_count("cg(max_iters)", max_iters)
+    check_at_least("cg(max_iters)", max_iters, 1)
     check_tol("cg(tol)", tol)
 
     def iterate(a: MatVec, a_t: MatVec, b: Vector, start: Vector) -> tuple[Vector, Tensor]:
@@ -54,7 +55,7 @@ def normal_cg(max_iters: int = 100, tol: float = 1e-6) -> Solver:
     >>> normal_cg()(lambda x: turn @ x, torch.tensor([1.0, 2.0])).value
     tensor([ 2., -1.])
     """
-    check_count("normal_cg(max_iters)", max_iters)
+    check_at_least("normal_cg(max_iters)", max_iters, 1)
     check_tol("normal_cg(tol)", tol)
 
     def iterate(a: MatVec, a_t: MatVec, b: Vector, start: Vector) -> tuple[Vector, Tensor]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaopt.linsolve._solver import MatVec, Solver, Vector, check_count, check_tol, finished, inner, safe
+from metaopt.errors import check_at_least
+from metaopt.linsolve._solver import MatVec, Solver, Vector, check_tol, finished, inner, safe
 
 __all__ = ["gmres"]
 
@@ -32,8 +33,8 @@ def gmres(restart: int = 20, max_restarts: int = 5, tol: float = 1e-6) -> Solver
     >>> gmres()(lambda x: turn @ x, torch.tensor([1.0, 2.0])).value.round(decimals=5)
     tensor([ 2., -1.])
     """
-    check_count("gmres(restart)", restart)
-    check_count("gmres(max_restarts)", max_restarts)
+    check_at_least("gmres(restart)", restart, 1)
+    check_at_least("gmres(max_restarts)", max_restarts, 1)
     check_tol("gmres(tol)", tol)
 
     def iterate(a: MatVec, a_t: MatVec, b: Vector, start: Vector) -> tuple[Vector, Tensor]:

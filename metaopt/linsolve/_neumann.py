@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
-from metaopt.linsolve._solver import MatVec, Solver, Vector, check_count, check_tol, finished, inner
+from metaopt.errors import ArgumentError, check_at_least
+from metaopt.linsolve._solver import MatVec, Solver, Vector, check_tol, finished, inner
 
 __all__ = ["neumann"]
 
@@ -35,7 +35,7 @@ def neumann(num_terms: int = 20, scale: Any = 1.0, tol: float = 0.0) -> Solver:
     >>> neumann(num_terms=2, scale=0.5)(lambda x: x, torch.ones(1)).value
     tensor([0.8750])
     """
-    check_count("neumann(num_terms)", num_terms)
+    check_at_least("neumann(num_terms)", num_terms, 1)
     check_tol("neumann(tol)", tol)
     if not isinstance(scale, Tensor) and not (isinstance(scale, (int, float)) and scale > 0):
         raise ArgumentError("neumann(scale)", "a number > 0 or a tensor", repr(scale))

@@ -7,8 +7,8 @@ import random
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
-from metaopt.linsolve._solver import MatVec, Solver, Vector, check_count, check_tol
+from metaopt.errors import ArgumentError, check_at_least
+from metaopt.linsolve._solver import MatVec, Solver, Vector, check_tol
 
 __all__ = ["nystrom"]
 
@@ -36,7 +36,7 @@ def nystrom(rank: int = 10, rho: float = 1e-2, seed: int = 0, tol: float = 1e-6)
     >>> nystrom(rank=1, rho=0.5)(lambda x: 1.5 * x, torch.ones(1)).value
     tensor([0.5000])
     """
-    check_count("nystrom(rank)", rank)
+    check_at_least("nystrom(rank)", rank, 1)
     check_tol("nystrom(tol)", tol)
     if isinstance(rho, bool) or not isinstance(rho, (int, float)) or not rho > 0:
         raise ArgumentError("nystrom(rho)", "a number > 0", repr(rho))

@@ -13,7 +13,7 @@ from metaopt.errors import ArgumentError
 from metaopt.exact import mapped
 from metaopt.recompute import check_captured
 
-__all__ = ["Solution", "SolveInfo", "Solver", "check_count", "check_tol", "finished", "inner", "safe"]
+__all__ = ["Solution", "SolveInfo", "Solver", "check_tol", "finished", "inner", "safe"]
 
 Vector = Tensor  # all leaves of a tree, end to end
 MatVec = Callable[[Vector], Vector]
@@ -192,11 +192,6 @@ def safe(x: Tensor) -> Tensor:
 def finished(active: Tensor) -> bool:
     """Tell whether no iteration is needed any more; under vmap and compile all are run, masked."""
     return not torch.compiler.is_compiling() and not mapped() and not bool(active)
-
-
-def check_count(where: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ArgumentError(where, "an integer >= 1", repr(value))
 
 
 def check_tol(where: str, value: Any) -> None:

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
-from metaopt.optim._leafwise import check_type, wide
+from metaopt.errors import check_at_least
+from metaopt.optim._entries import check_type
+from metaopt.optim._leafwise import wide
 from metaopt.types import Optimizer
 
 __all__ = ["AccumulateState", "accumulate"]
@@ -41,8 +42,7 @@ def accumulate(opt: Optimizer, num_grads: int) -> Optimizer:
     tensor(0.)
     tensor(-2.)
     """
-    if isinstance(num_grads, bool) or not isinstance(num_grads, int) or num_grads < 1:
-        raise ArgumentError("accumulate(num_grads)", "an integer >= 1", repr(num_grads))
+    check_at_least("accumulate(num_grads)", num_grads, 1)
 
     def init(params: Any) -> AccumulateState:
         leaves = tree.leaves(params)

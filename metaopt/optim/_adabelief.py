@@ -83,4 +83,4 @@ def adabelief(
     hparams = AdaBeliefHParams(lr, *betas, eps, eps_root)
     bounds = dict.fromkeys(AdaBeliefHParams._fields, RATE) | {"beta1": DECAY, "beta2": DECAY}
     template = AdaBeliefState(COUNTER, ZEROS, ZEROS)
-    return leafwise("adabelief", rule, template, hparams, bounds, prepare=corrected)
+    return leafwise("adabelief", rule, template, hparams, bounds, prepare=corrected, elementwise=True)

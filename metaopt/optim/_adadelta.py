@@ -72,4 +72,4 @@ def adadelta(
 
     hparams = AdadeltaHParams(lr, rho, eps, weight_decay)
     bounds = dict.fromkeys(AdadeltaHParams._fields, RATE) | {"rho": DECAY}
-    return leafwise("adadelta", rule, AdadeltaState(COUNTER, ZEROS, ZEROS), hparams, bounds)
+    return leafwise("adadelta", rule, AdadeltaState(COUNTER, ZEROS, ZEROS), hparams, bounds, elementwise=True)

@@ -103,4 +103,4 @@ def adafactor(
     eps1, eps2 = eps
     hparams = AdafactorHParams(lr, beta2_decay, 0.0 if eps1 is None else eps1, eps2, d, weight_decay)
     bounds = dict.fromkeys(AdafactorHParams._fields, RATE) | {"beta2_decay": ANY, "d": (1.0, math.inf)}
-    return leafwise("adafactor", rule, AdafactorState(COUNTER, ROW, COL, VECTOR), hparams, bounds)
+    return leafwise("adafactor", rule, AdafactorState(COUNTER, ROW, COL, VECTOR), hparams, bounds, real=True)

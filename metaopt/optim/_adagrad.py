@@ -22,6 +22,7 @@ class AdagradHParams(NamedTuple):
     weight_decay: Any = 0.0
     initial_accumulator_value: Any = 0.0
     eps: Any = 1e-10
+    eps_root: Any = 0.0
 
 
 class AdagradState(NamedTuple):
@@ -39,6 +40,7 @@ def adagrad(
     eps: Any = 1e-10,
     *,
     maximize: bool = False,
+    eps_root: Any = 0.0,
 ) -> Optimizer:
     """Adaptive subgradients.
 
@@ -46,7 +48,7 @@ def adagrad(
 
         g ← ±g + λp
         v ← v + g²,  v = τ before the first step
-        p ← p − α / (1 + (t−1)η) · g / (√v + ε)
+        p ← p − α / (1 + (t−1)η) · g / (√(v + ε_root) + ε)
 
     Args: lr: step size α, parameter, >= 0.
           lr_decay: η >= 0.
@@ -54,6 +56,8 @@ def adagrad(
           initial_accumulator_value: τ >= 0, gradient²; read at the first step.
           eps: ε >= 0, in units of the gradient.
           maximize: climb.
+          eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
+              α/ε, 1e8 with the defaults, and α/√ε_root where it is set.
     Returns: Optimizer with hparams AdagradHParams.
     Raises: ArgumentError if a number is out of range.
     Source: Duchi et al. 2011, JMLR 12; as torch.optim.Adagrad.
@@ -74,8 +78,10 @@ def adagrad(
         if not is_zero(h.initial_accumulator_value):
             v = torch.where(first, h.initial_accumulator_value, v)
         v = v + g * g
-        return p - rate * g / (root(v) + h.eps), s._replace(sum=v)
+        return p - rate * g / (root(v, h.eps_root) + h.eps), s._replace(sum=v)
 
-    hparams = AdagradHParams(lr, lr_decay, weight_decay, initial_accumulator_value, eps)
+    hparams = AdagradHParams(lr, lr_decay, weight_decay, initial_accumulator_value, eps, eps_root)
     bounds = dict.fromkeys(AdagradHParams._fields, RATE)
-    return leafwise("adagrad", rule, AdagradState(COUNTER, ZEROS), hparams, bounds, prepare=decayed)
+    return leafwise(
+        "adagrad", rule, AdagradState(COUNTER, ZEROS), hparams, bounds, prepare=decayed, elementwise=True
+    )

@@ -95,14 +95,9 @@ def build(name: str, hparams: AdamHParams, amsgrad: bool, maximize: bool, decoup
             g = plus(g, h.weight_decay, p)
         m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
-        s = s._replace(exp_avg=m, exp_avg_sq=v)
-        if amsgrad:
-            v = torch.maximum(s.max_exp_avg_sq, v)
-            s = s._replace(max_exp_avg_sq=v)
-        v_hat = v / correction
-        if not is_zero(h.eps_root):
-            v_hat = v_hat + h.eps_root
-        return p - rate * m / (root(v_hat) + h.eps), s
+        s = AdamState(s.step, m, v, torch.maximum(s.max_exp_avg_sq, v) if amsgrad else ABSENT)
+        v = s.max_exp_avg_sq if amsgrad else v
+        return p - rate * m / (root(v / correction, h.eps_root) + h.eps), s
 
     template = AdamState(COUNTER, ZEROS, ZEROS, ZEROS if amsgrad else ABSENT)
-    return leafwise(name, rule, template, hparams, BOUNDS, prepare=corrected)
+    return leafwise(name, rule, template, hparams, BOUNDS, prepare=corrected, elementwise=True)

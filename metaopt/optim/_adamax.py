@@ -73,4 +73,12 @@ def adamax(
 
     hparams = AdamaxHParams(lr, *betas, eps, weight_decay)
     bounds = dict.fromkeys(AdamaxHParams._fields, RATE) | {"beta1": DECAY, "beta2": DECAY}
-    return leafwise("adamax", rule, AdamaxState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=corrected)
+    return leafwise(
+        "adamax",
+        rule,
+        AdamaxState(COUNTER, ZEROS, ZEROS),
+        hparams,
+        bounds,
+        prepare=corrected,
+        elementwise=True,
+    )

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.optim._leafwise import COUNTER, DECAY, RATE, ZEROS, is_zero, leafwise, plus
+from metaopt.optim._leafwise import COUNTER, DECAY, RATE, ZEROS, leafwise, plus
 from metaopt.optim._smooth import root
 from metaopt.types import Optimizer
 
@@ -58,7 +58,8 @@ def adan(
           eps: ε >= 0, in units of the gradient.
           weight_decay: λ >= 0, decoupled.
           maximize: climb.
-          eps_root: ε_root >= 0, gradient²; bounds the slope at a tiny gradient by α/√ε_root.
+          eps_root: ε_root >= 0, gradient²; bounds the slope at a tiny gradient by about α/√ε_root, 10
+              with the defaults; α/ε where it is 0.
     Returns: Optimizer with hparams AdanHParams.
     Raises: ArgumentError if a number is out of range.
     Source: Xie et al. 2022, arXiv:2208.06677, Algorithm 1, whose β₂ optax.adan 0.2.8 takes for 1 − β₂.
@@ -78,11 +79,10 @@ def adan(
         m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
         w = h.beta2 * s.exp_avg_diff + (1 - h.beta2) * d
         n = h.beta3 * s.exp_avg_sq + (1 - h.beta3) * (g + h.beta2 * d) ** 2
-        n_hat = n / c3 if is_zero(h.eps_root) else n / c3 + h.eps_root
-        u = (m / c1 + h.beta2 * w / c2) / (root(n_hat) + h.eps)
+        u = (m / c1 + h.beta2 * w / c2) / (root(n / c3, h.eps_root) + h.eps)
         return p - h.lr * plus(u, h.weight_decay, p), AdanState(s.step, m, w, n, g)
 
     hparams = AdanHParams(lr, *betas, eps, weight_decay, eps_root)
     bounds = dict.fromkeys(AdanHParams._fields, RATE) | dict.fromkeys(("beta1", "beta2", "beta3"), DECAY)
     template = AdanState(COUNTER, ZEROS, ZEROS, ZEROS, ZEROS)
-    return leafwise("adan", rule, template, hparams, bounds, prepare=corrected)
+    return leafwise("adan", rule, template, hparams, bounds, prepare=corrected, elementwise=True)

@@ -68,13 +68,17 @@ def chain(*links: Any) -> Any:
 
 
 def stateless(
-    name: str, update: Callable[[Any, Any, Any], Any], hparams: Any, check: Callable[[Any], None]
+    name: str,
+    update: Callable[[Any, Any, Any], Any],
+    hparams: Any,
+    check: Callable[[Any], None],
+    real: bool = False,
 ) -> Transform:
     """A Transform ``(params, grads, hparams) -> grads`` without state."""
     check(hparams)
 
     def init(params: Any) -> tuple[()]:
-        tree.check_parameters(f"{name}.init(params)", params)
+        tree.check_parameters(f"{name}.init(params)", params, real)
         return ()
 
     def step(params: Any, state: Any, grads: Any, h: Any) -> tuple[Any, Any]:

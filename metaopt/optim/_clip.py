@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.optim._chain import Transform, stateless
-from metaopt.optim._leafwise import RATE, check_bounds, check_type, wide
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE, wide
 from metaopt.optim._smooth import clamp, like, norm
 
 __all__ = ["ClipHParams", "clip_by_global_norm", "clip_by_leaf_norm", "clip_by_value"]
@@ -33,7 +34,7 @@ def _clip(name: str, bound: Any, update: Any) -> Transform:
         check_type(f"{name}.update(hparams)", h, ClipHParams(1.0), "Start from this transform's hparams.")
         check_bounds(name, h, {"bound": RATE})
 
-    return stateless(name, update, ClipHParams(bound), check)
+    return stateless(name, update, ClipHParams(bound), check, real=True)
 
 
 def clip_by_global_norm(max_norm: Any) -> Transform:

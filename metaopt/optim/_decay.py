@@ -8,7 +8,8 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.optim._chain import Transform, stateless
-from metaopt.optim._leafwise import RATE, check_bounds, check_type, plus
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE, plus
 
 __all__ = ["DecayHParams", "add_decayed_weights", "centralize"]
 

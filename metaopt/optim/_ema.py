@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.optim._leafwise import DECAY, check_bounds, check_type, wide
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import DECAY, wide
 from metaopt.types import Optimizer
 
 __all__ = ["EMAHParams", "EMAState", "ema", "ema_params"]

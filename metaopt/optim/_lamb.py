@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from metaopt.optim._leafwise import COUNTER, DECAY, RATE, ZEROS, is_zero, leafwise, plus
+from metaopt.optim._leafwise import COUNTER, DECAY, RATE, ZEROS, leafwise, plus
 from metaopt.optim._smooth import root, trust_ratio
 from metaopt.types import Optimizer
 
@@ -55,7 +55,8 @@ def lamb(
           eps: ε >= 0, in units of the gradient.
           weight_decay: λ >= 0.
           maximize: climb.
-          eps_root: ε_root >= 0, gradient²; bounds the slope at a tiny gradient.
+          eps_root: ε_root >= 0, gradient². The slope of Adam's direction at a tiny gradient is about
+              1/ε, 1e6 with the defaults, and 1/√ε_root where it is set; the trust ratio scales it.
     Returns: Optimizer with hparams LambHParams.
     Raises: ArgumentError if a number is out of range.
     Source: You et al. 2020, arXiv:1904.00962, Algorithm 2; defaults as optax.lamb.
@@ -73,8 +74,7 @@ def lamb(
         g = -g if maximize else g
         m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
-        v_hat = v / c[1] if is_zero(h.eps_root) else v / c[1] + h.eps_root
-        u = plus(m / c[0] / (root(v_hat) + h.eps), h.weight_decay, p)
+        u = plus(m / c[0] / (root(v / c[1], h.eps_root) + h.eps), h.weight_decay, p)
         return p - h.lr * trust_ratio(p, u, 1.0, 0.0) * u, s._replace(exp_avg=m, exp_avg_sq=v)
 
     hparams = LambHParams(lr, *betas, eps, weight_decay, eps_root)

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
-from metaopt.optim._leafwise import RATE, check_bounds, check_type, wide
+from metaopt.errors import ArgumentError, check_at_least
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE, wide
 from metaopt.optim._smooth import like
 from metaopt.types import Optimizer
 
@@ -61,8 +62,7 @@ def lbfgs(lr: Any = 1.0, history_size: int = 10) -> Optimizer:
     >>> p
     tensor([0.])
     """
-    if isinstance(history_size, bool) or not isinstance(history_size, int) or history_size < 1:
-        raise ArgumentError("lbfgs(history_size)", "an integer >= 1", repr(history_size))
+    check_at_least("lbfgs(history_size)", history_size, 1)
     hparams = LBFGSHParams(lr)
     check_bounds("lbfgs", hparams, {"lr": RATE})
 
@@ -70,7 +70,7 @@ def lbfgs(lr: Any = 1.0, history_size: int = 10) -> Optimizer:
         return torch.cat([wide(x).reshape(-1) for x in leaves]) if leaves else torch.zeros(0)
 
     def init(params: Any) -> LBFGSState:
-        tree.check_parameters("lbfgs.init(params)", params)
+        tree.check_parameters("lbfgs.init(params)", params, real=True)
         zero = torch.zeros_like(flat([p.detach() for p in tree.leaves(params)]))
         history = zero.new_zeros(history_size, zero.numel())
         count = zero.new_zeros((), dtype=torch.float64)

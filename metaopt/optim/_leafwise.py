@@ -15,7 +15,17 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import ArgumentError
+from metaopt.optim._entries import (
+    Bounds,
+    check_bounds,
+    check_type,
+    count,
+    gradients_of,
+    spread_hparams,
+    state_rows,
+)
+from metaopt.optim._join import apart, is_plain, joined, parts_of
 from metaopt.types import Optimizer
 
 __all__ = [
@@ -29,9 +39,6 @@ __all__ = [
     "ZEROS",
     "Bounds",
     "Start",
-    "check_bounds",
-    "check_type",
-    "gradients_of",
     "is_zero",
     "leafwise",
     "plus",
@@ -52,11 +59,11 @@ ZEROS: Any = Start(torch.zeros_like, like=True)
 SCALAR: Any = Start(lambda p: p.new_zeros((), dtype=torch.float64))
 ONE: Any = Start(lambda p: p.new_ones((), dtype=torch.float64))
 
-Bounds = tuple[float, float]  # low ≤ value < high
 RATE: Bounds = (0.0, math.inf)
 DECAY: Bounds = (0.0, 1.0)
 ANY: Bounds = (-math.inf, math.inf)
 _HALF = (torch.float16, torch.bfloat16)
+_PLAIN = (torch.float32, torch.float64)
 Rows = list[Any]  # one entry a leaf
 
 
@@ -72,27 +79,6 @@ def plus(g: Tensor, factor: Any, p: Tensor) -> Tensor:
     return g + factor * p
 
 
-def check_bounds(name: str, hparams: Any, bounds: Mapping[str, Bounds]) -> None:
-    """Refuse numbers out of range; tensors are learned or being transformed, and are not read."""
-    for field, (low, high) in bounds.items():
-        value = getattr(hparams, field)
-        for number in (value,) if isinstance(value, (float, Tensor)) else tree.leaves(value) or (value,):
-            if isinstance(number, Tensor):
-                continue
-            known = isinstance(number, (int, float)) and not isinstance(number, bool)
-            if not known or not low <= number < high:
-                lower = "" if math.isinf(low) else f" >= {low:g}"
-                upper = "" if math.isinf(high) else f" and < {high:g}"
-                expected = f"a number{lower}{upper}, a tensor or a tree"
-                raise ArgumentError(f"{name}({field})", expected, repr(number))
-
-
-def check_type(where: str, value: Any, like: Any, remedy: str) -> None:
-    """Raise `StructureError` unless ``value`` is of the NamedTuple that this optimizer uses."""
-    if type(value) is not type(like):
-        raise StructureError(where, type(like).__name__, type(value).__name__, remedy=remedy)
-
-
 def leafwise(
     name: str,
     rule: Callable[..., tuple[Tensor, Any]],
@@ -101,6 +87,8 @@ def leafwise(
     bounds: Mapping[str, Bounds],
     needs: Mapping[str, str] | None = None,
     prepare: Callable[[Any, Any], Any] | None = None,
+    elementwise: bool = False,
+    real: bool = False,
 ) -> Optimizer:
     """Return the Optimizer whose update of every leaf is ``rule``.
 
@@ -115,15 +103,18 @@ def leafwise(
           needs: ``hyperparameter -> state field`` without which it must stay switched off.
           prepare: ``(h, step) -> c``, what every leaf with the same h and step shares, computed once;
                 the rule takes it as a fifth argument.
+          elementwise: no entry depends on another, so that small leaves can be updated as one (`_join`).
+          real: complex parameters are refused; else their real and imaginary parts are parameters.
     """
     check_bounds(name, hparams, bounds)
     fields = template._fields
     counted = "step" in fields and template.step is COUNTER
     slots = [f for f, kind in zip(fields, template) if isinstance(kind, Start)]
-    make_state, make_hparams = type(template)._make, type(hparams)._make
+    joins = elementwise and all(kind.like for kind in template if isinstance(kind, Start))
+    make_state = type(template)._make
 
     def init(params: Any) -> Any:
-        tree.check_parameters(f"{name}.init(params)", params)
+        tree.check_parameters(f"{name}.init(params)", params, real)
         leaves, structure = tree.flatten(params)
 
         def start(kind: Any) -> Any:
@@ -162,40 +153,47 @@ def leafwise(
         for field, kind in zip(fields, template):
             value, where = getattr(state, field), f"{name}.update(state.{field})"
             if kind is COUNTER:
-                columns[field], counter = _count(where, value, params, gradients)
+                columns[field], counter = count(where, value, params, gradients)
                 state = state._replace(**{field: counter})
             elif kind is ABSENT:
                 columns[field] = [ABSENT] * len(leaves)
             else:
-                columns[field] = _rows(where, value, params, structure, leaves if kind.like else None)
-        spread, shared = _spread(name, hparams_, params, leaves, structure)
+                columns[field] = state_rows(where, value, params, structure, leaves if kind.like else None)
+        per_leaf = spread_hparams(name, hparams_, params, leaves, structure)
         steps = columns["step"] if counted else [None] * len(leaves)
         memo: dict[Any, Any] = {}
-        common = make_hparams(row[0] for row in spread) if shared else None
-        new: Rows = []
-        moments: dict[str, Rows] = {slot: [] for slot in slots}
-        for i, (p, g, s, h) in enumerate(zip(leaves, gradients, zip(*columns.values()), zip(*spread))):
-            old = make_state(s)
-            if g is None:
-                new.append(p)
-                for slot in slots:
-                    moments[slot].append(getattr(old, slot))
-                continue
-            args: tuple[Any, ...] = (common or make_hparams(h),)
-            if prepare is not None:
-                key = id(steps[i]) if shared else i
-                if key not in memo:
-                    memo[key] = prepare(args[0], steps[i])
-                args += (memo[key],)
-            if p.is_complex():
-                q, fresh = _as_real(rule, p, g, old, args)
-            else:
-                q, fresh = rule(wide(p), wide(g), old, *args)
-            new.append(_cast(q, p))
-            for slot in slots:
-                moments[slot].append(_cast(getattr(fresh, slot), getattr(old, slot)))
-        trees = {slot: tree.unflatten(structure, column) for slot, column in moments.items()}
-        return tree.unflatten(structure, new), state._replace(**trees) if trees else state
+
+        def arguments(i: int) -> tuple[Any, ...]:
+            """h of a leaf, and what it shares with every leaf of the same h and step."""
+            h, key = (hparams_, id(steps[i])) if per_leaf is None else (per_leaf[i], i)
+            if prepare is None:
+                return (h,)
+            if key not in memo:
+                memo[key] = prepare(h, steps[i])
+            return h, memo[key]
+
+        together = per_leaf is None and (not counted or isinstance(state.step, Tensor))
+        alike = [g is not None and p.dtype == g.dtype in _PLAIN for p, g in zip(leaves, gradients)]
+        ps, gs, parts = leaves, gradients, None
+        if together and all(alike):
+            args = arguments(0)
+            if joins and is_plain(leaves, gradients, *columns.values(), hparams_):
+                parts = parts_of(leaves, *(columns[slot] for slot in slots))
+                ps, gs = joined(parts, leaves), joined(parts, gradients)
+                columns |= {slot: joined(parts, columns[slot]) for slot in slots}
+            results = [rule(p, g, make_state(s), *args) for p, g, s in zip(ps, gs, zip(*columns.values()))]
+        else:
+            results = []
+            for i, (p, g, s) in enumerate(zip(leaves, gradients, zip(*columns.values()))):
+                results.append(_alone(rule, p, g, make_state(s), () if g is None else arguments(i)))
+
+        def whole(new: Rows, old: Rows) -> Any:
+            """The tree of a column, in the dtypes it had: 0-d float64 counters promote 0-d leaves."""
+            new = list(map(_cast, new, old))
+            return tree.unflatten(structure, new if parts is None else apart(parts, leaves, new))
+
+        moments = {slot: whole([getattr(s, slot) for _, s in results], columns[slot]) for slot in slots}
+        return whole([q for q, _ in results], ps), state._replace(**moments) if moments else state
 
     return Optimizer(init, update, hparams)
 
@@ -206,10 +204,20 @@ def wide(x: Tensor) -> Tensor:
 
 
 def _cast(x: Any, like: Any) -> Any:
-    """x in the dtype it had: 0-d leaves are promoted by 0-d float64 counters."""
+    """x in the dtype of another tensor, or tuple of them."""
     if isinstance(x, tuple):
         return tuple(_cast(y, old) for y, old in zip(x, like))
     return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+def _alone(rule: Any, p: Tensor, g: Any, s: Any, args: tuple[Any, ...]) -> tuple[Tensor, Any]:
+    """The rule of one leaf, whatever its dtype, and with or without a gradient."""
+    if g is None:
+        return p, s
+    if p.is_complex():
+        return _as_real(rule, p, g, s, args)
+    result: tuple[Tensor, Any] = rule(wide(p), wide(g), s, *args)
+    return result
 
 
 def _as_real(rule: Any, p: Tensor, g: Tensor, s: Any, args: tuple[Any, ...]) -> tuple[Tensor, Any]:
@@ -227,66 +235,3 @@ def _as_real(rule: Any, p: Tensor, g: Tensor, s: Any, args: tuple[Any, ...]) -> 
         pair(p), pair(g), type(s)._make(map(pair, s)), type(args[0])._make(map(pair, args[0])), *args[1:]
     )
     return torch.view_as_complex(q), type(s)._make(map(join, fresh, s))
-
-
-def gradients_of(where: str, grads: Any, params: Any, leaves: Rows, structure: Any) -> Rows:
-    """The gradient of every leaf, None where there is none."""
-    found, shape = tree.flatten(grads)
-    if shape != structure:
-        entries = tree.none_rows(structure, grads)
-        if entries is None:
-            tree.check_same(where, grads, params)
-        found = entries or found
-    for i, (g, p) in enumerate(zip(found, leaves)):
-        if g is None:
-            continue
-        if not isinstance(g, Tensor) or g.shape != p.shape:
-            got = f"{list(g.shape)}" if isinstance(g, Tensor) else type(g).__name__
-            path = tree.paths(params)[i] or "the leaf"
-            raise StructureError(where, f"shape {list(p.shape)}", got, path, "Give both the same shapes.")
-    return found
-
-
-def _rows(where: str, value: Any, params: Any, structure: Any, like: Rows | None) -> Rows:
-    """The entry of a state tree for every leaf of params."""
-    rows = tree.rows(structure, value)
-    if rows is None:
-        tree.check_same(where, value, params)
-        raise StructureError(where, "a tree shaped like params", type(value).__name__)
-    for i, (s, p) in enumerate(zip(rows, like or ())):
-        if not isinstance(s, Tensor) or s.shape != p.shape:
-            got = f"{list(s.shape)}" if isinstance(s, Tensor) else type(s).__name__
-            path = tree.paths(params)[i] or "the leaf"
-            remedy = "This is the state of another params: call init(params)."
-            raise StructureError(where, f"shape {list(p.shape)}", got, path, remedy)
-    return rows
-
-
-def _count(where: str, value: Any, params: Any, gradients: Rows) -> tuple[Rows, Any]:
-    """t + 1 for every leaf that has a gradient, and the counter to keep: a tree once they differ."""
-    if isinstance(value, Tensor) and value.ndim == 0 and all(g is not None for g in gradients):
-        return [value + 1] * len(gradients), value + 1
-    rows = [t if g is None else t + 1 for t, g in zip(tree.spread(where, value, params), gradients)]
-    return rows, tree.unflatten(tree.structure(params), rows)
-
-
-def _spread(name: str, hparams: Any, params: Any, leaves: Rows, structure: Any) -> tuple[list[Rows], bool]:
-    """One row of every hyperparameter for every leaf, and whether all rows are the same."""
-    spread, shared = [], True
-    for field, value in zip(hparams._fields, hparams):
-        if isinstance(value, (int, float)) or (isinstance(value, Tensor) and value.ndim == 0):
-            spread.append([value] * len(leaves))
-            continue
-        shared = False
-        where = f"{name}.update(hparams.{field})"
-        rows = tree.rows(structure, value)
-        spread.append(tree.spread(where, value, params) if rows is None else rows)
-        for i, (x, p) in enumerate(zip(spread[-1], leaves)):
-            if isinstance(x, Tensor) and x.ndim and not _fits(x.shape, p.shape):
-                expected = f"a number or a tensor that broadcasts to {list(p.shape)}"
-                raise StructureError(where, expected, str(list(x.shape)), tree.paths(params)[i] or "the leaf")
-    return spread, shared
-
-
-def _fits(shape: torch.Size, target: torch.Size) -> bool:
-    return len(shape) <= len(target) and all(a in (1, b) for a, b in zip(shape[::-1], target[::-1]))

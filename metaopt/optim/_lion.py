@@ -65,4 +65,4 @@ def lion(
 
     bounds = {"lr": RATE, "beta1": DECAY, "beta2": DECAY, "weight_decay": RATE}
     hparams = LionHParams(lr, *betas, weight_decay)
-    return leafwise("lion", rule, LionState(COUNTER, ZEROS), hparams, bounds)
+    return leafwise("lion", rule, LionState(COUNTER, ZEROS), hparams, bounds, elementwise=True)

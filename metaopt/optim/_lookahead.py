@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import check_at_least
 from metaopt.optim._accumulate import where
-from metaopt.optim._leafwise import check_bounds, check_type, wide
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import wide
 from metaopt.types import Optimizer
 
 __all__ = ["LookaheadHParams", "LookaheadState", "lookahead"]
@@ -53,8 +54,7 @@ def lookahead(opt: Optimizer, sync_period: int = 6, slow_step_size: Any = 0.5) -
     >>> p
     tensor(-1.)
     """
-    if isinstance(sync_period, bool) or not isinstance(sync_period, int) or sync_period < 1:
-        raise ArgumentError("lookahead(sync_period)", "an integer >= 1", repr(sync_period))
+    check_at_least("lookahead(sync_period)", sync_period, 1)
     hparams = LookaheadHParams(opt.hparams, slow_step_size)
     bounds = {"slow_step_size": (0.0, 1.0 + 2.0**-52)}
     check_bounds("lookahead", hparams, bounds)

@@ -64,5 +64,5 @@ def mirror_descent(
         return weight / weight.sum(-1, keepdim=True), s
 
     return leafwise(
-        "mirror_descent", rule, MirrorDescentState(COUNTER), MirrorDescentHParams(lr), {"lr": RATE}
+        "mirror_descent", rule, MirrorDescentState(COUNTER), MirrorDescentHParams(lr), {"lr": RATE}, real=True
     )

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, StructureError
+from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.optim._leafwise import ANY, RATE, ZEROS, is_zero, leafwise
 from metaopt.optim._smooth import at_least, root
 from metaopt.types import Optimizer
@@ -98,7 +98,7 @@ def muon(
     """
     if adjust_lr_fn not in (None, "original", "match_rms_adamw"):
         raise ArgumentError("muon(adjust_lr_fn)", "'original', 'match_rms_adamw' or None", repr(adjust_lr_fn))
-    if isinstance(ns_steps, bool) or not isinstance(ns_steps, int) or not 0 <= ns_steps < 100:
+    if not is_count(ns_steps, 0) or ns_steps >= 100:
         raise ArgumentError("muon(ns_steps)", "an integer >= 0 and < 100", repr(ns_steps))
     if len(ns_coefficients) != 3:
         raise ArgumentError("muon(ns_coefficients)", "three numbers", repr(ns_coefficients))

@@ -22,6 +22,7 @@ class NAdamHParams(NamedTuple):
     eps: Any = 1e-8
     weight_decay: Any = 0.0
     momentum_decay: Any = 4e-3
+    eps_root: Any = 0.0
 
 
 class NAdamState(NamedTuple):
@@ -42,6 +43,7 @@ def nadam(
     decoupled_weight_decay: bool = False,
     *,
     maximize: bool = False,
+    eps_root: Any = 0.0,
 ) -> Optimizer:
     """Adam with Nesterov momentum.
 
@@ -51,7 +53,7 @@ def nadam(
         μ_t = β₁(1 − ½·0.96^{tψ})
         m ← β₁m + (1−β₁)g
         v ← β₂v + (1−β₂)g²,  v̂ = v / (1−β₂ᵗ)
-        p ← p − α [(1−μ_t) g / (1−Π_{i≤t}μ_i) + μ_{t+1} m / (1−Π_{i≤t+1}μ_i)] / (√v̂ + ε)
+        p ← p − α [(1−μ_t) g / (1−Π_{i≤t}μ_i) + μ_{t+1} m / (1−Π_{i≤t+1}μ_i)] / (√(v̂ + ε_root) + ε)
 
     Args: lr: step size α, parameter, >= 0.
           betas: (β₁, β₂) in [0, 1).
@@ -60,6 +62,8 @@ def nadam(
           momentum_decay: ψ >= 0.
           decoupled_weight_decay: decay the parameter, not the gradient.
           maximize: climb.
+          eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
+              α/ε, 2e5 with the defaults, and α/√ε_root where it is set.
     Returns: Optimizer with hparams NAdamHParams.
     Raises: ArgumentError if a number is out of range.
     Source: Dozat 2016, ICLR workshop; as torch.optim.NAdam.
@@ -85,9 +89,9 @@ def nadam(
         m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
         ahead = h.lr * (1 - mu) / (1 - product) * g + h.lr * mu_next / (1 - product * mu_next) * m
-        p = p - ahead / (root(v / correction) + h.eps)
+        p = p - ahead / (root(v / correction, h.eps_root) + h.eps)
         return p, s._replace(mu_product=product, exp_avg=m, exp_avg_sq=v)
 
-    hparams = NAdamHParams(lr, *betas, eps, weight_decay, momentum_decay)
+    hparams = NAdamHParams(lr, *betas, eps, weight_decay, momentum_decay, eps_root)
     bounds = dict.fromkeys(NAdamHParams._fields, RATE) | {"beta1": DECAY, "beta2": DECAY}
     return leafwise("nadam", rule, NAdamState(COUNTER, ONE, ZEROS, ZEROS), hparams, bounds, prepare=momenta)

@@ -11,7 +11,8 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.optim._chain import Transform
-from metaopt.optim._leafwise import RATE, check_bounds, check_type
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE
 from metaopt.optim._smooth import root
 
 __all__ = ["NoiseHParams", "NoiseState", "add_noise"]
@@ -79,7 +80,7 @@ def add_noise(eta: Any, gamma: Any = 0.55, *, key: int | Tensor) -> Transform:
     check_bounds("add_noise", hparams, bounds)
 
     def init(params: Any) -> NoiseState:
-        tree.check_parameters("add_noise.init(params)", params)
+        tree.check_parameters("add_noise.init(params)", params, real=True)
         leaves = tree.leaves(params)
         device = leaves[0].device if leaves else None
         return NoiseState(

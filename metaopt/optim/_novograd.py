@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metaopt.optim._leafwise import COUNTER, DECAY, RATE, SCALAR, ZEROS, is_zero, leafwise, plus
+from metaopt.optim._leafwise import COUNTER, DECAY, RATE, SCALAR, ZEROS, leafwise, plus
 from metaopt.optim._smooth import root
 from metaopt.types import Optimizer
 
@@ -56,7 +56,8 @@ def novograd(
           eps: ε >= 0, in units of the gradient.
           weight_decay: λ >= 0.
           maximize: climb.
-          eps_root: ε_root >= 0, gradient²; bounds the slope at a tiny gradient.
+          eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
+              α/ε, 1e3 with the defaults, and α/√ε_root where it is set.
     Returns: Optimizer with hparams NovoGradHParams.
     Raises: ArgumentError if a number is out of range.
     Source: Ginsburg et al. 2019, arXiv:1905.11286, Algorithm 1; defaults as optax.novograd.
@@ -70,7 +71,7 @@ def novograd(
         g = -g if maximize else g
         square = (g * g).sum()
         v = torch.where(s.step == 1, square, h.beta2 * s.norm_sq + (1 - h.beta2) * square)
-        below = root(v if is_zero(h.eps_root) else v + h.eps_root) + h.eps
+        below = root(v, h.eps_root) + h.eps
         m = h.beta1 * s.exp_avg + plus(g / below, h.weight_decay, p)
         return p - h.lr * m, s._replace(exp_avg=m, norm_sq=v)
 

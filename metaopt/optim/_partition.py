@@ -9,7 +9,7 @@ import torch
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
-from metaopt.optim._leafwise import gradients_of
+from metaopt.optim._entries import gradients_of
 from metaopt.types import Optimizer
 
 __all__ = ["masked", "partition"]

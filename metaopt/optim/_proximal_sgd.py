@@ -63,4 +63,11 @@ def proximal_sgd(
         return u if is_zero(h.l2) else u / (1 + h.lr * h.l2), s
 
     bounds = dict.fromkeys(ProximalSGDHParams._fields, RATE)
-    return leafwise("proximal_sgd", rule, ProximalSGDState(COUNTER), ProximalSGDHParams(lr, l1, l2), bounds)
+    return leafwise(
+        "proximal_sgd",
+        rule,
+        ProximalSGDState(COUNTER),
+        ProximalSGDHParams(lr, l1, l2),
+        bounds,
+        elementwise=True,
+    )

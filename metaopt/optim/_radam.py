@@ -22,6 +22,7 @@ class RAdamHParams(NamedTuple):
     beta2: Any = 0.999
     eps: Any = 1e-8
     weight_decay: Any = 0.0
+    eps_root: Any = 0.0
 
 
 class RAdamState(NamedTuple):
@@ -40,6 +41,7 @@ def radam(
     decoupled_weight_decay: bool = False,
     *,
     maximize: bool = False,
+    eps_root: Any = 0.0,
 ) -> Optimizer:
     """Rectified Adam: momentum alone until the variance of the adaptive rate is known.
 
@@ -49,7 +51,7 @@ def radam(
         m ← β₁m + (1−β₁)g,  m̂ = m / (1−β₁ᵗ);   v ← β₂v + (1−β₂)g²
         ρ∞ = 2/(1−β₂) − 1,  ρ = ρ∞ − 2tβ₂ᵗ/(1−β₂ᵗ)
         r = √[(ρ−4)(ρ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρ)]
-        p ← p − α m̂ r √(1−β₂ᵗ) / (√v + ε)  where ρ > 5,  else  p − α m̂
+        p ← p − α m̂ r √(1−β₂ᵗ) / (√(v + ε_root) + ε)  where ρ > 5,  else  p − α m̂
 
     Args: lr: step size α, parameter, >= 0.
           betas: (β₁, β₂) in [0, 1).
@@ -57,6 +59,8 @@ def radam(
           weight_decay: λ >= 0.
           decoupled_weight_decay: decay the parameter, not the gradient.
           maximize: climb.
+          eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
+              αr√(1−β₂ᵗ)/ε, up to 1e5 with the defaults, and αr√(1−β₂ᵗ)/√ε_root where it is set.
     Returns: Optimizer with hparams RAdamHParams.
     Raises: ArgumentError if a number is out of range.
     Source: Liu et al. 2020, arXiv:1908.03265, Algorithm 2; as torch.optim.RAdam.
@@ -84,9 +88,11 @@ def radam(
             g = plus(g, h.weight_decay, p)
         m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
-        scale = torch.where(known, rectifier / (root(v) + h.eps), 1.0)
+        scale = torch.where(known, rectifier / (root(v, h.eps_root) + h.eps), 1.0)
         return p - rate * m * scale, s._replace(exp_avg=m, exp_avg_sq=v)
 
-    hparams = RAdamHParams(lr, *betas, eps, weight_decay)
+    hparams = RAdamHParams(lr, *betas, eps, weight_decay, eps_root)
     bounds = dict.fromkeys(RAdamHParams._fields, RATE) | {"beta1": DECAY, "beta2": DECAY}
-    return leafwise("radam", rule, RAdamState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=rectified)
+    return leafwise(
+        "radam", rule, RAdamState(COUNTER, ZEROS, ZEROS), hparams, bounds, prepare=rectified, elementwise=True
+    )

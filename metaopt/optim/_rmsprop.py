@@ -80,9 +80,7 @@ def rmsprop(
         if centered:
             m = h.alpha * s.grad_avg + (1 - h.alpha) * g
             v, s = v - m * m, s._replace(grad_avg=m)
-        if not is_zero(h.eps_root):
-            v = v + h.eps_root
-        b = g / (root(v) + h.eps)
+        b = g / (root(v, h.eps_root) + h.eps)
         if heavy:
             b = h.momentum * s.momentum_buffer + b
             s = s._replace(momentum_buffer=b)
@@ -91,4 +89,6 @@ def rmsprop(
     template = RMSpropState(COUNTER, ZEROS, ZEROS if heavy else ABSENT, ZEROS if centered else ABSENT)
     hparams = RMSpropHParams(lr, alpha, eps, weight_decay, momentum, eps_root)
     bounds = dict.fromkeys(RMSpropHParams._fields, RATE) | {"alpha": DECAY}
-    return leafwise("rmsprop", rule, template, hparams, bounds, needs={"momentum": "momentum_buffer"})
+    return leafwise(
+        "rmsprop", rule, template, hparams, bounds, needs={"momentum": "momentum_buffer"}, elementwise=True
+    )

@@ -79,4 +79,4 @@ def rprop(
 
     hparams = RpropHParams(lr, *etas, *step_sizes)
     bounds = dict.fromkeys(RpropHParams._fields, RATE)
-    return leafwise("rprop", rule, RpropState(COUNTER, ZEROS, ZEROS), hparams, bounds)
+    return leafwise("rprop", rule, RpropState(COUNTER, ZEROS, ZEROS), hparams, bounds, elementwise=True)

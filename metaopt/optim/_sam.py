@@ -9,7 +9,8 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.optim._accumulate import where
-from metaopt.optim._leafwise import RATE, check_bounds, check_type, wide
+from metaopt.optim._entries import check_bounds, check_type
+from metaopt.optim._leafwise import RATE, wide
 from metaopt.types import Optimizer
 
 __all__ = ["SAMHParams", "SAMState", "sam"]
@@ -60,6 +61,7 @@ def sam(opt: Optimizer, rho: Any = 0.05) -> Optimizer:
     check_bounds("sam", hparams, {"rho": RATE})
 
     def init(params: Any) -> SAMState:
+        tree.check_parameters("sam.init(params)", params, real=True)
         leaves = tree.leaves(params)
         zero = torch.zeros((), dtype=torch.float64, device=leaves[0].device if leaves else None)
         return SAMState(zero, tree.map(torch.clone, params), opt.init(params))

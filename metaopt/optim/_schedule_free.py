@@ -26,7 +26,7 @@ __all__ = ["ScheduleFreeHParams", "ScheduleFreeState", "schedule_free_adamw", "s
 
 
 class ScheduleFreeHParams(NamedTuple):
-    """Each a number, a 0-d tensor or a tree shaped like params; SGD reads no beta2 and no eps."""
+    """Each a number, a 0-d tensor or a tree shaped like params; SGD reads no beta2, eps, eps_root."""
 
     lr: Any
     beta1: Any = 0.9
@@ -34,6 +34,7 @@ class ScheduleFreeHParams(NamedTuple):
     eps: Any = 1e-8
     weight_decay: Any = 0.0
     weight_lr_power: Any = 2.0
+    eps_root: Any = 0.0
 
 
 class ScheduleFreeState(NamedTuple):
@@ -94,13 +95,14 @@ def schedule_free_adamw(
     weight_lr_power: Any = 2.0,
     *,
     maximize: bool = False,
+    eps_root: Any = 0.0,
 ) -> Optimizer:
     """AdamW whose averaged iterate needs no schedule.
 
     ::
 
         v ← β₂v + (1−β₂)g²
-        z ← z − α(±g / (√(v/(1−β₂ᵗ)) + ε) + λy)
+        z ← z − α(±g / (√(v/(1−β₂ᵗ) + ε_root) + ε) + λy)
         w = (max α)^r,  c = w / Σw,  x ← (1−c)x + cz
         y ← (1−β₁)z + β₁x
 
@@ -110,6 +112,8 @@ def schedule_free_adamw(
           weight_decay: λ >= 0, at y.
           weight_lr_power: r >= 0.
           maximize: climb.
+          eps_root: ε_root >= 0, gradient². The slope of the update at a tiny gradient is about
+              α/ε, 2.5e5 with the defaults, and α/√ε_root where it is set.
     Returns: Optimizer with hparams ScheduleFreeHParams; evaluate with ``state.x``.
     Raises: ArgumentError if a number is out of range.
     Source: Defazio et al. 2024, arXiv:2405.15682; defaults as optax.contrib.schedule_free_adamw.
@@ -121,9 +125,9 @@ def schedule_free_adamw(
 
     def normalised(g: Tensor, s: ScheduleFreeState, h: ScheduleFreeHParams) -> tuple[Tensor, Any]:
         v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
-        return g / (root(v / (1 - h.beta2**s.step)) + h.eps), s._replace(exp_avg_sq=v)
+        return g / (root(v / (1 - h.beta2**s.step), h.eps_root) + h.eps), s._replace(exp_avg_sq=v)
 
-    hparams = ScheduleFreeHParams(lr, *betas, eps, weight_decay, weight_lr_power)
+    hparams = ScheduleFreeHParams(lr, *betas, eps, weight_decay, weight_lr_power, eps_root)
     return _build("schedule_free_adamw", hparams, maximize, normalised, adaptive=True)
 
 

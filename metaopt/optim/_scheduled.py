@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
-from metaopt.optim._leafwise import check_type
+from metaopt.optim._entries import check_type
 from metaopt.optim.schedule import Schedule
 from metaopt.types import Optimizer
 

@@ -74,11 +74,11 @@ def sgd(
         g = plus(-g if maximize else g, h.weight_decay, p)
         if not heavy:
             return plus(p, -h.lr, g), s
-        v = plus(g if is_zero(h.dampening) else (1 - h.dampening) * g, h.momentum, s.momentum_buffer)
+        v = plus((1 - h.dampening) * g if dampened else g, h.momentum, s.momentum_buffer)
         if dampened:
             v = torch.where(s.step == 1, g, v)
         d = plus(g, h.momentum, v) if nesterov else v
-        return plus(p, -h.lr, d), s._replace(momentum_buffer=v)
+        return plus(p, -h.lr, d), SGDState(v, s.step)
 
     template = SGDState(ZEROS if heavy else ABSENT, COUNTER if dampened else ABSENT)
     return leafwise(
@@ -88,4 +88,5 @@ def sgd(
         hparams,
         bounds=dict.fromkeys(SGDHParams._fields, RATE),
         needs={"momentum": "momentum_buffer", "dampening": "step"},
+        elementwise=True,
     )

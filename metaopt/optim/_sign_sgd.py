@@ -50,4 +50,6 @@ def sign_sgd(
     def rule(p: Tensor, g: Tensor, s: SignSGDState, h: SignSGDHParams) -> tuple[Tensor, SignSGDState]:
         return p - h.lr * (-g if maximize else g).sign(), s
 
-    return leafwise("sign_sgd", rule, SignSGDState(COUNTER), SignSGDHParams(lr), {"lr": RATE})
+    return leafwise(
+        "sign_sgd", rule, SignSGDState(COUNTER), SignSGDHParams(lr), {"lr": RATE}, elementwise=True
+    )

@@ -89,5 +89,6 @@ def sm3(
             accumulators = (v,) * len(s.accumulators)
         return p - h.lr * b, s._replace(momentum_buffer=b, accumulators=accumulators)
 
+    template, hparams = SM3State(COUNTER, ZEROS, AXES), SM3HParams(lr, momentum, beta2, eps)
     bounds = {"lr": RATE, "momentum": DECAY, "beta2": (0.0, 1.0 + 2.0**-52), "eps": RATE}
-    return leafwise("sm3", rule, SM3State(COUNTER, ZEROS, AXES), SM3HParams(lr, momentum, beta2, eps), bounds)
+    return leafwise("sm3", rule, template, hparams, bounds, real=True)

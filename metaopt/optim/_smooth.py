@@ -28,8 +28,10 @@ def at_least(x: Tensor, low: Any) -> Tensor:
     return torch.maximum(x, like(low, x))
 
 
-def root(v: Tensor) -> Tensor:
-    """√v, with value and slope 0 where v <= 0."""
+def root(v: Tensor, eps: Any = 0.0) -> Tensor:
+    """√(v + ε), with value and slope 0 where that is <= 0; an ε that is the number 0 costs nothing."""
+    if isinstance(eps, Tensor) or eps:
+        v = v + eps
     dead = v <= 0
     return torch.where(dead, 0.0, torch.where(dead, 1.0, v).sqrt())
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, is_count
 
 __all__ = ["Weights"]
 
@@ -33,8 +33,7 @@ class Weights:
     def __init__(
         self, names: list[str], slots: list[Slot], buffers: list[Slot], tracking: bool, limit: int | None
     ) -> None:
-        whole = isinstance(limit, int) and not isinstance(limit, bool) and limit >= 1
-        if limit is not None and not whole:
+        if limit is not None and not is_count(limit):
             raise ArgumentError("monkeypatch(history)", "an integer >= 1 or None", repr(limit))
         self.names, self.slots, self.buffers = names, slots, buffers
         self.tracking = tracking

@@ -9,9 +9,8 @@ import urllib.request
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from metaopt.errors import ArgumentError, DataError
+from metaopt.progress import bar
 
 __all__ = ["OMNIGLOT", "Mirror", "fetch"]
 
@@ -85,12 +84,12 @@ def _attempt(where: str, url: str, part: Path) -> str:
             total = have + int(length) if length else None
             with (
                 part.open("ab" if have else "wb") as file,
-                tqdm(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as bar,
+                bar(total=total, initial=have, unit="B", unit_scale=True, desc=part.stem) as shown,
             ):
                 while block := reply.read(_BLOCK):
                     file.write(block)
                     have += len(block)
-                    bar.update(len(block))
+                    shown.update(len(block))
         return f"{have} of {total} bytes" if total is not None and have < total else ""
     except urllib.error.HTTPError as error:
         if error.code == 416:  # nothing follows what we have: it is whole, or of another file

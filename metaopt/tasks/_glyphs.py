@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.tasks._images import ImageTasks, check_episode, image_tasks
 from metaopt.tasks._random import key_of, uniform
-from metaopt.tasks._tasks import check_at_least
 
 __all__ = ["glyphs"]
 

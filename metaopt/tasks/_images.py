@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError, DataError
+from metaopt.errors import ArgumentError, DataError, check_at_least
 from metaopt.tasks._random import distinct, key_of
-from metaopt.tasks._tasks import check_at_least, check_draw, check_floating
+from metaopt.tasks._tasks import check_draw, check_floating
 from metaopt.types import Episode
 
 __all__ = ["ImageTasks", "check_episode", "image_tasks"]

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.tasks._random import key_of, normal, uniform
-from metaopt.tasks._tasks import check_at_least, check_draw, check_floating
+from metaopt.tasks._tasks import check_draw, check_floating
 from metaopt.types import Episode
 
 __all__ = ["SinusoidTasks", "sinusoid"]

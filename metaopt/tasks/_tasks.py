@@ -6,10 +6,10 @@ from typing import Protocol
 
 import torch
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.types import Episode
 
-__all__ = ["Tasks", "check_at_least", "check_draw", "check_floating"]
+__all__ = ["Tasks", "check_draw", "check_floating"]
 
 
 class Tasks(Protocol):
@@ -31,12 +31,6 @@ class Tasks(Protocol):
 
     def sample(self, num_tasks: int, seed: int, step: int = 0) -> Episode:
         """Return ``num_tasks`` episodes."""
-
-
-def check_at_least(where: str, value: object, low: int) -> None:
-    """Raise `ArgumentError` unless ``value`` is an integer >= ``low``."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
-        raise ArgumentError(where, f"an integer >= {low}", repr(value))
 
 
 def check_draw(num_tasks: object, seed: object, step: object) -> None:

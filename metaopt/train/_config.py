@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 from metaopt.errors import ArgumentError
+from metaopt.train._defaults import ALGORITHMS, DEFAULTS
 
-__all__ = ["DEFAULTS", "Config", "config_for"]
+__all__ = ["CHOICES", "Config", "config_for"]
 
-LearnLr = Literal["no", "leaf", "step"]
+
+def _field(help: str, **default: Any) -> Any:
+    return dataclasses.field(metadata={"help": help}, kw_only=True, **default)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,43 +20,39 @@ class Config:
     """A training run. The help texts are the command line's."""
 
     problem: str
-    shot: int = dataclasses.field(metadata={"help": "examples to adapt on, per class"})
-    query: int = dataclasses.field(metadata={"help": "examples to be judged by, per class"})
-    inner_steps: int = dataclasses.field(metadata={"help": "gradient steps of the inner loop"})
-    inner_lr: float = dataclasses.field(metadata={"help": "inner step size, at first"})
-    learn_lr: str = dataclasses.field(
-        metadata={"help": "inner step sizes learned: no, one per leaf, or one per leaf and step"}
-    )
-    meta_batch: int = dataclasses.field(metadata={"help": "tasks per outer step"})
-    meta_lr: float = dataclasses.field(metadata={"help": "Adam's step size for the initial parameters"})
-    lr_lr: float = dataclasses.field(metadata={"help": "Adam's step size for the inner step sizes"})
-    iterations: int = dataclasses.field(metadata={"help": "outer steps"})
-    way: int = dataclasses.field(default=5, metadata={"help": "classes of an episode"})
-    width: int = dataclasses.field(default=40, metadata={"help": "units or filters of a layer"})
-    schedule: str = dataclasses.field(
-        default="cosine", metadata={"help": "of the outer step sizes: cosine or constant"}
-    )
-    clip: float = dataclasses.field(
-        default=1.0, metadata={"help": "largest norm of the meta-gradient; 0: any"}
-    )
-    first_order: bool = dataclasses.field(
-        default=False, metadata={"help": "take inner gradients for constants (first-order MAML)"}
-    )
-    split: str = dataclasses.field(default="vinyals", metadata={"help": "vinyals or lake"})
-    data: str = dataclasses.field(default="", metadata={"help": "folder with the Omniglot archives"})
-    how: str = dataclasses.field(default="auto", metadata={"help": "auto, vmap or loop over tasks"})
-    chunk_size: int = dataclasses.field(default=0, metadata={"help": "tasks in memory at a time; 0: all"})
-    seed: int = dataclasses.field(default=0, metadata={"help": "of the model and of every episode"})
-    device: str = dataclasses.field(default="cpu", metadata={"help": "cpu, cuda, cuda:1, mps"})
-    dtype: str = dataclasses.field(default="float32", metadata={"help": "float32 or float64"})
-    threads: int = dataclasses.field(default=1, metadata={"help": "of an operation; 0: torch's own choice"})
+    algorithm: str = _field("by its name; `metaopt list` tells them", default="maml")
+    shot: int = _field("examples to adapt on, per class")
+    query: int = _field("examples to be judged by, per class")
+    inner_steps: int = _field("gradient steps of the inner loop")
+    inner_lr: float = _field("inner step size, at first")
+    learn_lr: str = _field("inner step sizes learned: no, one a leaf, a leaf and step, or an element")
+    meta_batch: int = _field("tasks per outer step")
+    meta_lr: float = _field("outer step size for the initial parameters")
+    lr_lr: float = _field("outer step size for the inner step sizes, and for what else is learned of them")
+    iterations: int = _field("outer steps")
+    way: int = _field("classes of an episode", default=5)
+    train_way: int = _field("classes of a training episode; 0: as in the test", default=0)
+    train_shot: int = _field("examples to adapt on while training, per class; 0: as in the test", default=0)
+    test_steps: int = _field("inner steps at the test; 0: as in training", default=0)
+    width: int = _field("units or filters of a layer", default=40)
+    context: int = _field("context parameters (cavia)", default=5)
+    strength: float = _field("of the pull towards the initial parameters (imaml)", default=2.0)
+    schedule: str = _field("of the outer step sizes: cosine or constant", default="cosine")
+    clip: float = _field("largest norm of the meta-gradient; 0: any", default=1.0)
+    first_order: bool = _field("take inner gradients for constants (first-order MAML)", default=False)
+    split: str = _field("vinyals or lake", default="vinyals")
+    data: str = _field("folder with the Omniglot archives", default="")
+    how: str = _field("auto, vmap or loop over tasks", default="auto")
+    chunk_size: int = _field("tasks in memory at a time; 0: all", default=0)
+    seed: int = _field("of the model and of every episode", default=0)
+    device: str = _field("cpu, cuda, cuda:1, mps", default="cpu")
+    dtype: str = _field("float32 or float64", default="float32")
+    threads: int = _field("of an operation; 0: torch's own choice", default=1)
 
     def __post_init__(self) -> None:
-        for name, least in (("shot", 1), ("query", 1), ("inner_steps", 0), ("meta_batch", 1)):
+        for name, least in LEAST.items():
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name, least in (("iterations", 1), ("way", 2), ("width", 1), ("chunk_size", 0), ("threads", 0)):
-            self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name in ("inner_lr", "meta_lr", "lr_lr", "clip"):
+        for name in ("inner_lr", "meta_lr", "lr_lr", "clip", "strength"):
             self._check(name, getattr(self, name) >= 0, "a number >= 0")
         for name, known in CHOICES.items():
             self._check(name, getattr(self, name) in known, " or ".join(map(repr, known)))
@@ -63,46 +62,36 @@ class Config:
             raise ArgumentError(f"train({name})", expected, repr(getattr(self, name)))
 
 
+LEAST = {
+    "shot": 1,
+    "query": 1,
+    "inner_steps": 0,
+    "meta_batch": 1,
+    "iterations": 1,
+    "way": 2,
+    "train_way": 0,
+    "train_shot": 0,
+    "test_steps": 0,
+    "width": 1,
+    "context": 1,
+    "chunk_size": 0,
+    "threads": 0,
+}
+
 CHOICES: dict[str, tuple[str, ...]] = {
     "problem": ("sinusoid", "omniglot"),
-    "learn_lr": ("no", "leaf", "step"),
+    "algorithm": tuple(ALGORITHMS),
+    "learn_lr": ("no", "leaf", "step", "element"),
     "schedule": ("cosine", "constant"),
     "split": ("vinyals", "lake"),
     "how": ("auto", "vmap", "loop"),
     "dtype": ("float32", "float64"),
 }
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "sinusoid": {
-        "shot": 10,
-        "query": 10,
-        "inner_steps": 5,
-        "inner_lr": 0.03,
-        "learn_lr": "leaf",
-        "meta_batch": 25,
-        "meta_lr": 3e-3,
-        "lr_lr": 5e-4,
-        "iterations": 5000,
-        "width": 40,
-    },
-    "omniglot": {
-        "shot": 1,
-        "query": 5,
-        "inner_steps": 1,
-        "inner_lr": 0.4,
-        "learn_lr": "leaf",
-        "meta_batch": 4,
-        "meta_lr": 3e-3,
-        "lr_lr": 1e-2,
-        "iterations": 9000,
-        "how": "vmap",  # so narrow a net maps faster than it loops: 56 ms a step against 65
-        "width": 32,
-    },
-}
 
-
-def config_for(problem: str, **given: Any) -> Config:
-    """The problem's defaults, with what was given in their place."""
+def config_for(problem: str, algorithm: str = "maml", **given: Any) -> Config:
+    """The defaults of the problem and of the algorithm, with what was given in their place."""
     if problem not in DEFAULTS:
         raise ArgumentError("train(problem)", "'sinusoid' or 'omniglot'", repr(problem))
-    return Config(problem=problem, **(DEFAULTS[problem] | given))
+    own = ALGORITHMS.get(algorithm, {}).get(problem, {})
+    return Config(problem, algorithm=algorithm, **(DEFAULTS[problem] | own | given))

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.batch import map_tasks
-from metaopt.step import inner_step
+from metaopt.progress import progress
 from metaopt.train._config import Config
-from metaopt.train._loop import Learned, as_meta, inner_optimizer
+from metaopt.train._methods import make_method
 from metaopt.train._problem import Problem
 
-__all__ = ["TEST_SEED", "Evaluation", "adapt", "evaluate"]
+__all__ = ["TEST_SEED", "Evaluation", "evaluate"]
 
 TEST_SEED = 2**31 - 1  # no training run draws from it unless asked to
 
@@ -37,30 +37,10 @@ class Evaluation(NamedTuple):
         return "\n".join(rows)
 
 
-def adapt(config: Config, problem: Problem, learned: Learned, support: Any, num_steps: int) -> list[Any]:
-    """Return the fast weights after 0, 1, ..., num_steps steps on one task's support set.
-
-    Where step sizes are learned per step, the last one serves for the steps beyond.
-    """
-    opt, meta = inner_optimizer(config), as_meta(config, learned)
-    params, state = meta.params, opt.init(meta.params)
-    trail = [params]
-    for k in range(num_steps):
-        hparams = meta.hparams
-        if config.learn_lr == "step":
-            row = min(k, config.inner_steps - 1)
-            hparams = hparams._replace(lr=tree.index(hparams.lr, row))
-        params, state, _ = inner_step(
-            problem.loss_fn, opt, params, state, support, hparams, meta.phi, order=1
-        )
-        trail.append(params)
-    return trail
-
-
 def evaluate(
     config: Config,
     problem: Problem,
-    learned: Learned,
+    learned: Any,
     *,
     num_tasks: int = 600,
     num_steps: int | None = None,
@@ -70,15 +50,17 @@ def evaluate(
 
     The interval is the normal one over tasks, ±1.96 s/√n. Tasks never depend on the training seed.
     """
-    num_steps = config.inner_steps if num_steps is None else num_steps
+    num_steps = (config.test_steps or config.inner_steps) if num_steps is None else num_steps
+    method = make_method(config, problem)
 
-    def one(learned: Learned, episode: Any) -> Tensor:
-        trail = adapt(config, problem, learned, episode.support, num_steps)
-        return torch.stack([problem.judge_fn(params, episode.query)[1] for params in trail])
+    def one(learned: Any, episode: Any) -> Tensor:
+        x, y = episode.query
+        trail = method.adapt(learned, episode.support, num_steps)
+        return torch.stack([problem.judge(method.predict(fast, x), y)[1] for fast in trail])
 
     how: Any = config.how
     scores = []
-    for first in range(0, num_tasks, 100):
+    for first in progress(range(0, num_tasks, 100), "evaluate"):
         count = min(100, num_tasks - first)
         episodes = problem.test.sample(count, seed, first)
         with torch.no_grad():

@@ -20,21 +20,32 @@ __all__ = ["Problem", "conv4", "make_problem", "mlp"]
 class Problem(NamedTuple):
     """What is trained and on what.
 
-    ``loss_fn(params, batch) -> []`` adapts; ``judge_fn(params, batch) -> (loss [], score [])`` tells how
-    well, in one forward pass. ``score`` names the score: "accuracy" or "mse".
+    ``judge(outputs, y) -> (loss [], score [])`` tells how well outputs, logits say, fit; ``loss_fn(params,
+    batch) -> []`` adapts, and ``judge_fn(params, batch)`` judges, in one forward pass of
+    ``apply(params, x)``. ``module()`` builds the model anew, for those that change it. ``score`` names the
+    score: "accuracy" or "mse".
     """
 
     train: Any
     test: Any
     apply: Callable[..., Tensor]
     params: dict[str, Tensor]
-    loss_fn: Callable[[Any, Any], Tensor]
-    judge_fn: Callable[[Any, Any], tuple[Tensor, Tensor]]
+    judge: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     score: str
     note: str
+    module: Callable[[], nn.Sequential]
+
+    def loss_fn(self, params: Any, batch: Any) -> Tensor:
+        """ℓ(apply(θ, x), y)."""
+        return self.judge_fn(params, batch)[0]
+
+    def judge_fn(self, params: Any, batch: Any) -> tuple[Tensor, Tensor]:
+        """ℓ and score of apply(θ, x), y."""
+        x, y = batch
+        return self.judge(self.apply(params, x), y)
 
 
-def mlp(width: int = 40, depth: int = 2) -> nn.Module:
+def mlp(width: int = 40, depth: int = 2) -> nn.Sequential:
     """The regressor of Finn et al. 2017, 5.1: [example, 1] -> [example, 1]."""
     layers: list[nn.Module] = []
     for i in range(depth):
@@ -42,7 +53,7 @@ def mlp(width: int = 40, depth: int = 2) -> nn.Module:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-def conv4(way: int = 5, width: int = 64) -> nn.Module:
+def conv4(way: int = 5, width: int = 64) -> nn.Sequential:
     """The Omniglot net of Finn et al. 2017, 5.2: [example, 1, 28, 28] -> [example, way].
 
     Four 3x3 convolutions of stride 2 with batch norm over the batch at hand (no running statistics:
@@ -73,34 +84,20 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
     Raises: ArgumentError for a device that is not there, or Omniglot without a folder; DataError.
     """
     on: dict[str, Any] = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
-    with torch.random.fork_rng():
-        torch.manual_seed(config.seed)
-        sinusoid = config.problem == "sinusoid"
-        module = mlp(config.width) if sinusoid else conv4(config.way, config.width)
-    apply, params, _ = functional(module.to(**on))
+    sinusoid = config.problem == "sinusoid"
+
+    def module() -> nn.Sequential:
+        with torch.random.fork_rng():
+            torch.manual_seed(config.seed)
+            made = mlp(config.width) if sinusoid else conv4(config.way, config.width)
+            return made.to(**on)
+
+    apply, params, _ = functional(module())
     if sinusoid:
-        draw = tasks.sinusoid(config.shot, config.query, **on)
-
-        def mse(params: Any, batch: Any) -> Tensor:
-            x, y = batch
-            return ((apply(params, x) - y) ** 2).mean()
-
-        def judge_mse(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
-            error = mse(params, batch)
-            return error, error.detach()
-
+        waves = tasks.sinusoid(config.train_shot or config.shot, config.query, **on)
+        fresh = tasks.sinusoid(config.shot, config.query, **on)
         note = "sinusoids, new at every draw"
-        return Problem(draw, draw, apply, params, mse, judge_mse, "mse", note)
-
-    def cross_entropy(params: Any, batch: Any) -> Tensor:
-        x, y = batch
-        return F.cross_entropy(apply(params, x), y)
-
-    def judge_classes(params: Any, batch: Any) -> tuple[Tensor, Tensor]:
-        x, y = batch
-        logits = apply(params, x)
-        return F.cross_entropy(logits, y), (logits.argmax(-1) == y).to(x.dtype).mean()
-
+        return Problem(waves, fresh, apply, params, _mse, "mse", note, module)
     if not config.data:
         raise ArgumentError(
             "train(data)",
@@ -108,8 +105,18 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
             "none",
             remedy="Pass --data FOLDER; --download fetches the authors' archives into it.",
         )
-    shape: dict[str, Any] = {"way": config.way, "shot": config.shot, "query": config.query}
-    train = tasks.omniglot(config.data, config.split, "train", **shape, **on, download=download)
-    test = tasks.omniglot(config.data, config.split, "test", **shape, **on, download=download)
+    taught = (config.train_way or config.way, config.train_shot or config.shot, config.query)
+    tested = (config.way, config.shot, config.query)
+    train = tasks.omniglot(config.data, config.split, "train", *taught, **on, download=download)
+    test = tasks.omniglot(config.data, config.split, "test", *tested, **on, download=download)
     note = f"Omniglot, {config.split} split, batch norm by the batch at hand (transductive)"
-    return Problem(train, test, apply, params, cross_entropy, judge_classes, "accuracy", note)
+    return Problem(train, test, apply, params, _classified, "accuracy", note, module)
+
+
+def _mse(outputs: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    error = ((outputs - y) ** 2).mean()
+    return error, error.detach()
+
+
+def _classified(logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    return F.cross_entropy(logits, y), (logits.argmax(-1) == y).to(logits.dtype).mean()

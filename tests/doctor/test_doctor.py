@@ -104,6 +104,18 @@ def test_running_statistics_under_vmap_are_explained() -> None:
     row = rows(found.checks)["second order", "vmap"]
     assert row.verdict == "unsupported"
     assert "at 1. Pass metaopt.functional(module, batch_norm='transductive')" in row.remark
+    module = {row.subject: row for row in found.modules}["1"]
+    assert module.verdict == "unsupported"
+    assert "Use batch_norm='transductive' or 'frozen', apply.with_buffers, or" in module.remark
+
+
+def test_running_statistics_that_are_handed_back_work_by_rewrite() -> None:
+    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 1))
+    apply, _, buffers = mo.functional(net)
+    loss = lambda p, b: (apply.with_buffers(p, buffers, b[0])[0] - b[1]).square().mean()
+    found = check(net, torch.randn(4, 2), loss)
+    assert found.ok
+    assert {row.subject: row.verdict for row in found.modules}["1"] == "works by rewrite"
 
 
 class Cut(nn.Module):

@@ -172,3 +172,73 @@ def test_what_is_wrong_is_said() -> None:
         apply.with_buffers(params, fewer, torch.ones(3, 2))
     with pytest.raises(VmapError, match=r"apply\(module\).* at 1\. .*transductive.*with_buffers"):
         torch.vmap(lambda x: apply(params, x))(torch.randn(2, 4, 2, dtype=F64))
+
+
+@pytest.mark.parametrize("strategy", ["vmap", "chunks", "vmap sqrt"])
+def test_per_step_affine_weights_are_rows_that_the_outer_loop_learns(strategy: str) -> None:
+    """MAML++: row j is what step j normalises with, the last row the query; by hand, one row a call."""
+    apply, params, buffers = mo.functional(
+        net(), batch_norm="per_step", num_steps=STEPS, per_step_affine=True
+    )
+    assert {k: list(p.shape) for k, p in params.items() if k[0] == "1"} == {
+        "1.weight": [STEPS + 1, 3],
+        "1.bias": [STEPS + 1, 3],
+    }
+    params = {k: nn.Parameter(p + 0.3 * torch.randn_like(p)) for k, p in params.items()}
+    data, opt = episodes(), mo.optim.sgd(LR)
+    how, chunk = "vmap", 2 if strategy == "chunks" else None
+    task = mo.maml(threaded_loss(apply), opt, STEPS, memory="sqrt" if "sqrt" in strategy else "all")
+    mapped = mo.map_tasks(task, how=how, chunk_size=chunk, in_dims=(None, 0, None))
+    losses, moved = mapped(params, data, buffers)
+    assert (moved["metaopt_step"] == STEPS + 1).all()
+    assert all(b.shape[:2] == (TASKS, STEPS + 1) for k, b in moved.items() if k != "metaopt_step")
+
+    plain, _, single = mo.functional(net())
+    names = [k for k in params if k[0] != "1"]
+
+    def by_hand(t: int) -> Tensor:
+        support, query = mo.tree.index(data, t)
+        fast = {k: params[k] for k in names}
+
+        def loss(fast: Any, j: int, batch: Any) -> Tensor:
+            row = {k: params[k][j] for k in params if k not in names}
+            return (plain.with_buffers({**fast, **row}, single, batch[0])[0] - batch[1]).square().mean()
+
+        for j in range(STEPS):
+            grads = torch.autograd.grad(loss(fast, j, support), list(fast.values()), create_graph=True)
+            fast = {k: fast[k] - LR * g for k, g in zip(names, grads, strict=True)}
+        return loss(fast, STEPS, query)
+
+    expected = torch.stack([by_hand(t) for t in range(TASKS)])
+    leaves = list(params.values())
+    found = losses, torch.autograd.grad(losses.sum(), leaves)
+    wanted = expected, torch.autograd.grad(expected.sum(), leaves)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-10)
+    assert all((g.abs().amax(1) > 0).all() for g, p in zip(found[1], params, strict=True) if p[0] == "1")
+
+
+def test_per_step_without_its_counter_is_said() -> None:
+    apply, params, buffers = mo.functional(net(), batch_norm="per_step", num_steps=STEPS)
+    for call in (apply, apply.eval()):
+        with pytest.raises(
+            ArgumentError, match=r"apply\(module\): .*apply.with_buffers.*pass on the buffers"
+        ):
+            call(params, buffers, torch.ones(4, 2, dtype=F64))
+    with pytest.raises(ArgumentError, match=r"functional\(per_step_affine\): expected batch_norm='per_step'"):
+        mo.functional(net(), batch_norm="frozen", per_step_affine=True)
+
+
+@pytest.mark.parametrize("shared", [True, False], ids=["shared count", "a count a task"])
+def test_a_cumulative_average_needs_one_count_for_all_tasks(shared: bool) -> None:
+    """momentum=None reads the number of batches as a Python float, which a mapped count has not."""
+    apply, params, buffers = mo.functional(net(nn.BatchNorm1d(3, momentum=None)))
+    task, data = mo.maml(threaded_loss(apply), mo.optim.sgd(LR), STEPS), episodes()
+    given = buffers if shared else mo.tree.stack([buffers] * TASKS)
+    run = lambda how: mo.map_tasks(task, how=how, in_dims=(None, 0, None if shared else 0))(
+        params, data, given
+    )
+    if shared:
+        torch.testing.assert_close(run("vmap"), run("loop"), rtol=1e-10, atol=1e-10)
+        return
+    with pytest.raises(VmapError, match=r"with_buffers\(buffers\).*at 1.num_batches_tracked. .*momentum"):
+        run("vmap")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from kinds import KINDS, build
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import metaopt as mo
@@ -88,3 +88,42 @@ def test_always_is_kept_in_the_backward_pass_of_what_is_computed_again() -> None
     assert outer
     assert not mo.exact.always_on()
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def affine_norm() -> tuple[Any, Any, Any]:
+    net = nn.Sequential(nn.Linear(2, 3), nn.LayerNorm(3), nn.Tanh(), nn.Linear(3, 1)).double()
+    apply, params, _ = mo.functional(net)
+    x, y = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 1, dtype=torch.float64)
+    return mo.tree.detach(params), x, lambda p, x, s: (apply(p, x * s) - y).square().mean()
+
+
+def slope(f: Any, s: float, order: int) -> Tensor:
+    """The first or second derivative of f at s."""
+    leaf = torch.tensor(s, dtype=torch.float64, requires_grad=True)
+    (g,) = torch.autograd.grad(f(leaf), leaf, create_graph=True)
+    return g if order == 1 else torch.autograd.grad(g, leaf)[0]
+
+
+@pytest.mark.parametrize("estimator", ["unrolled", "mixed", "truncated"])
+def test_a_nested_hypergradient_is_right_without_being_asked(estimator: str) -> None:
+    params, x, loss = affine_norm()
+    problem = mo.hypergrad.Problem(loss, mo.optim.sgd(0.3), x, 2, params=params)
+    options = {"last": 1} if estimator == "truncated" else {}
+    nested = mo.hypergrad.nested(problem, getattr(mo.hypergrad, estimator), **options)
+    value = lambda s: nested(mo.Meta(None, None, (s,)))
+    numeric = (slope(value, 0.5 + 1e-5, 1) - slope(value, 0.5 - 1e-5, 1)) / 2e-5
+    torch.testing.assert_close(slope(value, 0.5, 2), numeric.detach(), rtol=2e-6, atol=1e-7)
+
+
+def test_a_loop_inside_a_loop_is_right_without_being_asked() -> None:
+    """The inner loss of one unroll holds another: its norms are differentiated at three levels."""
+    params, x, loss = affine_norm()
+
+    def meta_loss(s: Any, batch: Any) -> Tensor:
+        return loss(mo.unroll(loss, mo.optim.sgd(0.3), params, batch, 1, phi=(s,)).params, batch, s)
+
+    top = lambda s: meta_loss(mo.unroll(meta_loss, mo.optim.sgd(0.3), s, x, 1).params, x)
+    with torch.no_grad():
+        at = lambda e: top(torch.tensor(0.5 + e, dtype=torch.float64))
+        numeric = (at(1e-5) - at(-1e-5)) / 2e-5
+    torch.testing.assert_close(slope(top, 0.5, 1).detach(), numeric, rtol=2e-6, atol=1e-7)

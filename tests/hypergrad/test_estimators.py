@@ -167,3 +167,14 @@ def test_mixed_falls_back_where_there_is_no_forward_derivative() -> None:
     problem = hg.Problem(loss, opt, (x, y), 4, params=scenarios.vector(2, 3))
     phi = mo.Meta(None, opt.hparams)
     assert_close(hg.mixed(problem, phi).grad, hg.unrolled(problem, phi).grad)
+
+
+@exact_estimators
+@pytest.mark.parametrize("eps", [1e-8, 1e-2])
+def test_the_first_step_of_adam(estimator: Any, eps: float) -> None:
+    """15. The inner loss is gθ, so that its gradient is g: dθ_1/dg = −αε/(|g|+ε)²."""
+    for g in (0.7, -0.03):
+        alpha, opt = 0.1, mo.optim.adam(lr=0.1, eps=eps)
+        problem = hg.Problem(lambda p, b, g: g * p, opt, (), 1, lambda p, b, g: p, params=scenarios.f64(0.4))
+        found = estimator(problem, mo.Meta(None, None, (scenarios.f64(g),))).grad.phi[0]
+        assert_close(found, -alpha * eps / (abs(g) + eps) ** 2)

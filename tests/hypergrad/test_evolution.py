@@ -121,7 +121,7 @@ def test_es_finds_the_gradient_of_all_parts_of_phi(estimator: Any) -> None:
     scenario = scenarios.everything(3)
     noise = hg.noise(scenario.phi, 4000, seed=5)
     result = estimator(scenario.problem, scenario.phi, sigma=1e-3, noise=noise, chunk_size=1000)
-    assert_within(result, hg.unrolled(scenario.problem, scenario.phi).grad, 4.5)
+    assert_within(result, hg.unrolled(scenario.problem, scenario.phi).grad)
 
 
 def test_tasks_mapped_equal_tasks_looped() -> None:

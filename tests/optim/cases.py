@@ -94,7 +94,7 @@ CASES = [
             decoupled_weight_decay=both,
         )
         + product(lr=(0.02, 0.3), eps=(1e-8, 1e-1)),
-        adam_like | {"momentum_decay": 0.1},
+        adam_like | {"momentum_decay": 0.1, "eps_root": 1e-3},
     ),
     Case(
         "radam",
@@ -108,7 +108,7 @@ CASES = [
             decoupled_weight_decay=both,
         )
         + product(lr=(0.02, 0.3), eps=(1e-8, 1e-1)),
-        adam_like | {"betas": (0.8, 0.99)},
+        adam_like | {"betas": (0.8, 0.99), "eps_root": 1e-3},
     ),
     Case(
         "adamax",
@@ -134,7 +134,8 @@ CASES = [
             initial_accumulator_value=(0.0, 0.5),
             maximize=both,
         ),
-        {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-2},
+        {"lr": 0.1, "lr_decay": 0.1, "weight_decay": 0.1, "initial_accumulator_value": 0.2, "eps": 1e-2}
+        | {"eps_root": 1e-3},
     ),
     Case(
         "adadelta",
@@ -240,7 +241,8 @@ CASES = [
     Case(
         "yogi",
         o.yogi,
-        smooth={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-2, "initial_accumulator_value": 1e-2},
+        smooth={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-2, "initial_accumulator_value": 1e-2}
+        | {"eps_root": 1e-3},
     ),
     Case("adabelief", o.adabelief, smooth={"lr": 0.1, "betas": (0.8, 0.9), "eps": 1e-2, "eps_root": 1e-2}),
     Case("novograd", o.novograd, smooth=adam_like | {"betas": (0.8, 0.3), "eps_root": 1e-3}),
@@ -251,7 +253,12 @@ CASES = [
         smooth={"lr": 0.1, "beta": 0.8, "weight_decay": 0.1},
         folds=("lr", "state"),
     ),
-    Case("schedule_free_adamw", o.schedule_free_adamw, smooth=adam_like, folds=("lr", "state")),
+    Case(
+        "schedule_free_adamw",
+        o.schedule_free_adamw,
+        smooth=adam_like | {"eps_root": 1e-3},
+        folds=("lr", "state"),
+    ),
     Case("proximal_sgd", o.proximal_sgd, smooth={"lr": 0.1, "l1": 0.05, "l2": 0.1}),
     Case("mirror_descent", o.mirror_descent, smooth={"lr": 0.1}),
     Case("preconditioned_sgd", o.preconditioned_sgd, smooth={"lr": 0.1}),

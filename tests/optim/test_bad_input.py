@@ -133,7 +133,7 @@ def test_rates_of_the_wrong_shape(case: Case) -> None:
 )
 def test_what_is_no_parameter(case: Case, leaf: Any, got: str) -> None:
     opt = case.make()
-    text = rf"{case.name}\.init\(params\): expected a floating-point tensor, got {got} at \['x'\]"
+    text = rf"{case.name}\.init\(params\): expected a (real )?floating-point tensor, got {got} at \['x'\]"
     with pytest.raises(StructureError, match=text):
         opt.init({"a": torch.ones(2, 2), "x": leaf})
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from typing import Any
 
 import pytest
@@ -129,7 +130,7 @@ pytrees = st.recursive(
 
 
 @each_case
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=225, deadline=None)  # 45 rows: 10,000 trees
 @given(params=pytrees)
 def test_any_pytree(case: Case, params: Any) -> None:
     if case.matrices:
@@ -152,14 +153,11 @@ def test_a_leaf_used_twice_is_two_leaves(case: Case) -> None:
     assert_trees_close(new, alone, rtol=0, atol=0)
 
 
-COMPILED = ("sgd", "adam", "radam", "adafactor", "muon", "lbfgs", "preconditioned_sgd")
-COMPILED += ("chain", "partition", "masked", "add_noise", "sam")
-
-
-@pytest.mark.parametrize("case", [c for c in EVERY if c.name in COMPILED], ids=lambda c: c.name)
+@each_case
 def test_compile_equals_eager(case: Case) -> None:
     opt = case.make(**case.smooth)
-    params = make_params(matrices=case.matrices)
+    whole = make_params(matrices=case.matrices)
+    params = whole if case.matrices else {"w": whole["w"], "b": whole["b"]}  # seconds a leaf
     _, state = run(opt, params, 2)
     args = (params, state, grads_at(params, 3), opt.hparams)
     torch._dynamo.reset()
@@ -180,6 +178,59 @@ def test_inductor_equals_eager(name: str) -> None:
     assert_trees_close(
         torch.compile(opt.update, fullgraph=True)(*args), opt.update(*args), rtol=1e-12, atol=1e-14
     )
+
+
+def crowd(dtype: torch.dtype, seed: int = 0) -> Any:
+    """Small leaves of all shapes, a large one, one that is not contiguous, and a second dtype."""
+    g = torch.Generator().manual_seed(seed)
+    shapes = [(3,), (), (2, 4), (1, 1, 5), (0,), (7,), (70, 70)]
+    leaves = [torch.randn(s, generator=g, dtype=torch.float64).to(dtype) for s in shapes]
+    other = [torch.randn(s, generator=g, dtype=torch.float64).float() for s in shapes[:5]]
+    return {"a": leaves, "b": torch.randn(3, 4, generator=g, dtype=torch.float64).to(dtype).T, "c": other}
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if not c.matrices], ids=lambda c: c.name)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_leaves_updated_together_equal_leaves_updated_apart(case: Case, dtype: torch.dtype) -> None:
+    """Parameters that require grad are updated apart: a parameter that is not used has no gradient."""
+    opt = case.make(**case.smooth)
+    together, apart = crowd(dtype), tree.map(lambda p: p.requires_grad_(), crowd(dtype))
+    states = opt.init(together), opt.init(apart)
+    for step in range(3):
+        grads = grads_at(crowd(dtype, seed=1), step)
+        together, first = opt.update(together, states[0], grads, opt.hparams)
+        apart, second = opt.update(apart, states[1], grads, opt.hparams)
+        states = first, second
+    assert not any(p.requires_grad for p in tree.leaves(together))
+    for x, y in zip(tree.leaves((together, states[0])), tree.leaves((apart, states[1])), strict=True):
+        exact = x.dtype == dtype == torch.float64
+        rtol, atol = (1e-12, 1e-13) if exact else (2e-6, 1e-6)
+        torch.testing.assert_close(x, y.detach(), rtol=rtol, atol=atol)
+    if not case.couples_leaves:
+        used, unused = tree.leaves(apart)[0], tree.leaves(crowd(dtype))[1].requires_grad_()
+        grads = torch.autograd.grad(used.sum(), unused, allow_unused=True)
+        assert grads == (None,)
+
+
+REAL = ("adafactor", "muon", "sm3", "mirror_descent", "lbfgs", "add_noise", "sam", "chain")
+REAL += ("clip_by_leaf_norm", "clip_by_value")
+
+
+@each_case
+def test_complex_leaves_are_pairs_of_real_ones_or_refused(case: Case) -> None:
+    opt = case.make(**case.smooth)
+    z = torch.randn(3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.complex128)
+    if case.name in REAL:
+        with pytest.raises(mo.errors.StructureError, match=r"init\(params\): expected a real .* at \['z'\]"):
+            opt.init({"z": z})
+        return
+    pair, params = {"z": torch.view_as_real(z)}, {"z": z}
+    state, pair_state = opt.init(params), opt.init(pair)
+    for step in range(3):
+        grads = grads_at(pair, step)
+        pair, pair_state = opt.update(pair, pair_state, grads, opt.hparams)
+        params, state = opt.update(params, state, tree.map(torch.view_as_complex, grads), opt.hparams)
+    torch.testing.assert_close(torch.view_as_real(params["z"]), pair["z"], rtol=1e-12, atol=1e-14)
 
 
 @each_case

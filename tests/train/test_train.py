@@ -35,9 +35,9 @@ ENV = os.environ | {"OMP_NUM_THREADS": "1"}
 def run_tiny(out: Path, **options: Any) -> tuple[train.Config, train.Problem, train.Run]:
     config = train.config_for("sinusoid", **(TINY | options))
     problem = train.make_problem(config)
-    run, steps = train.train(config, problem, out, progress=False, checkpoint_every=7)
-    assert steps == config.iterations
-    return config, problem, run
+    fitted = train.train(config, problem, out, progress=False, checkpoint_every=7)
+    assert (fitted.step, fitted.stopped) == (config.iterations, "done")
+    return config, problem, fitted.run
 
 
 def test_training_lowers_the_loss_and_leaves_its_files(tmp_path: Path) -> None:
@@ -46,7 +46,11 @@ def test_training_lowers_the_loss_and_leaves_its_files(tmp_path: Path) -> None:
     assert [line["step"] for line in lines] == list(range(1, 201))
     losses = [line["loss"] for line in lines]
     assert sum(losses[-50:]) < 0.8 * sum(losses[:50])
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        "checkpoint.previous.pt",
+        "checkpoint.pt",
+        "metrics.jsonl",
+    ]
 
 
 @pytest.mark.parametrize("options", [{"learn_lr": "no"}, {"learn_lr": "leaf"}, {"first_order": True}])
@@ -171,11 +175,12 @@ def test_a_checkpoint_of_another_model_names_the_leaf(tmp_path: Path) -> None:
 
 def test_divergence_names_step_and_task_and_keeps_the_last_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(
-        DivergenceError, match=r"train\(step \d+\): expected a finite loss, got (nan|inf) at task"
+        DivergenceError, match=r"fit\(step \d+\): expected a finite loss, got (nan|inf) at task"
     ):
         run_tiny(tmp_path, inner_lr=1e8, inner_steps=8)
     learned = train.load(tmp_path / "checkpoint.pt").leaves
-    assert all(bool(torch.isfinite(x).all()) for x in learned.values() if isinstance(x, torch.Tensor))
+    assert learned.pop("watch.best") == torch.inf  # nothing was validated
+    assert all(bool(torch.isfinite(x).all()) for x in learned.values())
 
 
 @pytest.mark.parametrize(
@@ -184,7 +189,10 @@ def test_divergence_names_step_and_task_and_keeps_the_last_checkpoint(tmp_path: 
         ({"shot": 0}, r"train\(shot\): expected an integer >= 1, got 0"),
         ({"iterations": 0}, r"train\(iterations\)"),
         ({"meta_lr": -1.0}, r"train\(meta_lr\): expected a number >= 0, got -1.0"),
-        ({"learn_lr": "maybe"}, r"train\(learn_lr\): expected 'no' or 'leaf' or 'step', got 'maybe'"),
+        (
+            {"learn_lr": "maybe"},
+            r"train\(learn_lr\): expected 'no' or .* or 'element', got 'maybe'",
+        ),
         ({"device": "cuda:77"}, r"train\(device\): expected a device of this machine, got 'cuda:77'"),
     ],
 )

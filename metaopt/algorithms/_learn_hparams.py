@@ -1,0 +1,100 @@
+"""Hyperparameters learned by descending their hypergradient over whole training runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from metaopt import tree
+from metaopt.errors import ArgumentError
+from metaopt.hypergrad import Problem, unrolled
+from metaopt.hypergrad._differentiate import moving
+from metaopt.optim._adam import adam
+from metaopt.types import Hypergrad, Meta, Optimizer
+
+__all__ = ["LearnedHParams", "learn_hparams"]
+
+Coordinate = Literal["log", "logit", "linear"]
+# the value that a coordinate z stands for, and back
+VALUE: dict[str, Callable[[Tensor], Tensor]] = {
+    "log": torch.exp,
+    "logit": torch.sigmoid,
+    "linear": torch.clone,
+}
+BACK: dict[str, Callable[[Tensor], Tensor]] = {"log": torch.log, "logit": torch.logit, "linear": torch.clone}
+RATES = {"lr": "log", "beta1": "logit", "beta2": "logit", "momentum": "logit"}
+
+
+class LearnedHParams(NamedTuple):
+    """``hparams`` as learned; ``values`` [meta-step], the outer loss before each."""
+
+    hparams: Any
+    values: Tensor
+
+
+def learn_hparams(
+    problem: Problem,
+    hparams: Any = None,
+    *,
+    meta_steps: int,
+    coordinates: Mapping[str, Coordinate] | None = None,
+    meta_opt: Optimizer | None = None,
+    estimator: Callable[[Problem, Any], Hypergrad] = unrolled,
+) -> LearnedHParams:
+    """Learn any hyperparameters of any optimizer: rates, betas, momentum, decay, a value a leaf or a step.
+
+    ::
+
+        φ = value(z),   ĝ = d outer_loss(θ_J(φ)) / dφ,   z ← meta_opt(z, (∂φ/∂z)ᵀ ĝ)
+
+    Rates move on a log scale and stay positive; betas move as logits and stay in (0, 1).
+
+    Args: problem: the training run, with ``params`` θ_0; ``per_step_hparams`` for schedules.
+          hparams: φ to start from; ``problem.opt.hparams`` where None. Its tensors are learned, its
+              numbers stay.
+          meta_steps: outer steps.
+          coordinates: field -> "log", "logit" or "linear". By default lr is "log", the betas and momentum
+              are "logit", and the rest "linear".
+          meta_opt: of z, a list; Adam with 0.05 where None.
+          estimator: any of `metaopt.hypergrad`, with its options bound.
+    Returns: LearnedHParams(hparams, values [meta_steps]).
+    Raises: ArgumentError if nothing is to be learned, or for a coordinate or a field that is not known.
+    Cost: meta_steps hypergradients.
+    Source: Bengio 2000, Neural Computation 12(8); Maclaurin et al. 2015, arXiv:1502.03492.
+
+    >>> import metaopt as mo
+    >>> lr = torch.tensor(0.1)
+    >>> problem = Problem(lambda p, b: p**2 / 2, mo.optim.sgd(lr=lr), (), 1, params=torch.tensor(1.0))
+    >>> round(learn_hparams(problem, meta_steps=200).hparams.lr.item(), 2)
+    1.0
+    """
+    phi = problem.opt.hparams if hparams is None else hparams
+    scales = RATES | dict(coordinates or {})
+    for field, scale in scales.items():
+        if scale not in VALUE or (field not in phi._fields and field not in RATES):
+            expected = f"'log', 'logit' or 'linear' for one of {', '.join(phi._fields)}"
+            raise ArgumentError("learn_hparams(coordinates)", expected, f"{field}: {scale!r}")
+    outer = meta_opt or adam(0.05)
+    index, leaves, structure = moving("learn_hparams(hparams)", phi)
+    names = [field for field, value in zip(phi._fields, phi) for _ in tree.leaves(value)]
+    kinds = [scales.get(names[i], "linear") for i in index]
+
+    def value_of(*z: Tensor) -> tuple[Tensor, ...]:
+        return tuple(VALUE[kind](x) for kind, x in zip(kinds, z, strict=True))
+
+    def whole(some: tuple[Tensor, ...]) -> Any:
+        filled = dict(enumerate(leaves)) | dict(zip(index, some, strict=True))
+        return tree.unflatten(structure, [filled[i] for i in range(len(leaves))])
+
+    z = [BACK[kind](leaves[i].detach()) for kind, i in zip(kinds, index, strict=True)]
+    state, values = outer.init(z), []
+    for _ in range(meta_steps):
+        some, pull, *_ = torch.func.vjp(value_of, *z)
+        estimate = estimator(problem, Meta(None, whole(some)))
+        found = tree.leaves(estimate.grad.hparams)
+        z, state = outer.update(z, state, list(pull(tuple(found[i] for i in index))), outer.hparams)
+        values.append(estimate.value)
+    return LearnedHParams(whole(value_of(*z)), torch.stack(values) if values else torch.zeros(0))

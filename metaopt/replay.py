@@ -1,0 +1,79 @@
+"""What it takes to run a function again: derivatives from its inputs alone, and the draws as they fell."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Dice", "bare", "jvp", "plain_vjp"]
+
+
+def plain_vjp(
+    f: Any, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...]
+) -> tuple[Tensor | None, ...]:
+    """vjp(f, inputs)(cotangents) by plain autograd."""
+    with torch.enable_grad():
+        inputs = tuple(x.detach().requires_grad_() for x in inputs)
+        outputs = f(*inputs)
+    live = [(y, g) for y, g in zip(outputs, cotangents, strict=True) if y.requires_grad]
+    if not live:
+        return (None,) * len(inputs)
+    return torch.autograd.grad([y for y, _ in live], inputs, [g for _, g in live], allow_unused=True)
+
+
+def jvp(f: Any, inputs: tuple[Tensor, ...], tangents: tuple[Tensor | None, ...]) -> tuple[Tensor, ...]:
+    """jvp(f, inputs)(tangents), as the transpose of the transpose.
+
+    torch nests no forward mode in another, and a Function's jvp is called from within one.
+    """
+    forward: Any = torch.func.vjp(f, *inputs)
+    outputs, vjp = forward
+    transposed = torch.func.vjp(vjp, tuple(torch.zeros_like(y) for y in outputs))[1]
+    return transposed(tangents)[0]
+
+
+def bare(x: Tensor) -> Tensor:
+    """The tensor below every functorch wrapper."""
+    while torch._C._functorch.is_functorch_wrapped_tensor(x):
+        x = torch._C._functorch.get_unwrapped(x)
+    return x
+
+
+class Dice:
+    """The random state before the first run; kept for the next runs only if that run drew from it."""
+
+    def __init__(self) -> None:
+        self.rolled = False
+        self.before: Any = self.state()
+
+    @staticmethod
+    def state() -> list[Tensor]:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        return [torch.get_rng_state(), *cuda]
+
+    @staticmethod
+    def restore(state: list[Tensor] | None) -> None:
+        """Put the generators back into a state; None leaves them alone."""
+        if state is not None:
+            torch.set_rng_state(state[0])
+            if len(state) > 1:
+                torch.cuda.set_rng_state_all(state[1:])
+
+    def close(self) -> None:
+        now = self.state()
+        self.rolled = True
+        if all(torch.equal(a, b) for a, b in zip(self.before, now, strict=True)):
+            self.before = None
+
+    def replaying(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            if not self.rolled or self.before is None:
+                return f(*args)
+            with torch.random.fork_rng(range(len(self.before) - 1)):
+                self.restore(self.before)
+                return f(*args)
+
+        return run
