@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
 from metaopt.optim._entries import gradients_of
@@ -39,17 +41,19 @@ def partition(rules: Mapping[Any, Optimizer] | Sequence[Optimizer], labels: Labe
     if not table or not all(isinstance(rule, Optimizer) for rule in table.values()):
         raise ArgumentError("partition(rules)", "at least one Optimizer", repr(rules))
 
-    memo: dict[Any, list[Any]] = {}  # labels depend on the structure alone
+    memo: list[tuple[Any, list[Any]]] = []  # the last structure and its labels, which depend on it alone
 
     def label_leaves(params: Any, structure: Any) -> list[Any]:
-        if structure in memo:
-            return memo[structure]
+        eager = not torch.compiler.is_compiling()
+        if eager and (last := memo[0] if memo else None) and last[0] == structure:
+            return last[1]
         found = label_of_leaves(labels, params)
         for i, label in enumerate(found):
             if label is not None and label not in table:
                 expected, at = f"one of {list(table)} or None", tree.paths(params)[i] or "the leaf"
                 raise StructureError("partition(labels)", expected, repr(label), at)
-        memo[structure] = found
+        if eager:
+            memo[:] = [(structure, found)]
         return found
 
     def gather(entries: dict[Any, Any]) -> Any:
