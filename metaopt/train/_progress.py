@@ -46,9 +46,7 @@ class Progress:
         self.tasks, self.began = 0, time.perf_counter()
         self.shown = shown
         if shown:
-            from tqdm.auto import tqdm
-
-            self.bar = tqdm(total=total, initial=first, unit="step")
+            self.bar = bar(total=total, initial=first, unit="step")
 
     def step(self, n: int, num_tasks: int, line: dict[str, float]) -> None:
         """Show the numbers of step n."""
