@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
+from metaopt.progress import bar
+
 __all__ = ["Progress", "interruptible"]
 
 
