@@ -72,5 +72,5 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
     },
     "protonet": {"omniglot": {"train_way": 20, "meta_batch": 1, "learn_lr": "no"}},
     "r2d2": {"omniglot": {"train_way": 20, "meta_batch": 1, "learn_lr": "no"}},
-    "metaoptnet": {"omniglot": {"learn_lr": "no"}},
+    "metaoptnet": {"omniglot": {"train_way": 20, "meta_batch": 1, "learn_lr": "no"}},
 }

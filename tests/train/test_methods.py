@@ -97,12 +97,15 @@ def test_learning_on_images_lowers_the_loss_and_beats_chance(name: str, tmp_path
 
 @pytest.mark.parametrize("name", train.ALGORITHMS)
 def test_the_outer_gradient_is_a_tree_like_what_is_learned(name: str) -> None:
-    """And the same for vmap, chunks and the loop, in float64."""
-    grads = []
+    """And the same for vmap, chunks and the loop, in float64.
+
+    Reptile's Adam divides by √v + ε and blows up the rounding of a bias that batch norm makes idle: no norms
+    for it.
+    """
+    grads, where = [], "sinusoid" if name == "reptile" else "omniglot"
     for how, chunk_size in (("vmap", 0), ("vmap", 2), ("loop", 0)):
-        config, problem = make(
-            "omniglot", name, how=how, chunk_size=chunk_size, meta_batch=3, dtype="float64"
-        )
+        options = {"how": how, "chunk_size": chunk_size, "meta_batch": 3, "dtype": "float64"}
+        config, problem = make(where, name, **options)
         method = train.make_method(config, problem)
         losses, scores, found = method.gradient(method.learned, problem.train.sample(3, 0, 1), 0)
         assert losses.shape == scores.shape == (3,)
