@@ -1,7 +1,6 @@
 """Meta-learning algorithms, each a function of one task for `map_tasks`, or a problem for `hypergrad`."""
 
 from metaopt.algorithms._anil import anil
-from metaopt.algorithms._augmentation import jitter, learned_augmentation, turn
 from metaopt.algorithms._bilevel import Bilevel, bilevel
 from metaopt.algorithms._boil import boil
 from metaopt.algorithms._cavia import cavia
@@ -19,6 +18,7 @@ from metaopt.algorithms._hypergradient_descent import (
 )
 from metaopt.algorithms._imaml import imaml
 from metaopt.algorithms._learn_hparams import LearnedHParams, learn_hparams
+from metaopt.algorithms._learned_augmentation import jitter, learned_augmentation, turn
 from metaopt.algorithms._learned_decay import learned_decay
 from metaopt.algorithms._learned_loss import LearnedLoss, learned_loss
 from metaopt.algorithms._learned_lstm import LearnedLSTMHParams, LearnedLSTMMemory, learned_lstm
