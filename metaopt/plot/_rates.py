@@ -61,10 +61,9 @@ def _cells(names: list[str], values: Tensor, height: float, name: str) -> Any:
     for row in range(len(names)):
         for j in range(steps):
             x = float(values[row, j])
-            dark = x - low < 0.5 * (high - low) or math.isclose(low, high)
-            axis.text(
-                j, row, f"{x:.2g}", ha="center", va="center", color="white" if dark else "black", size=8
-            )
+            dark = float(shade[row, j]) - low < 0.5 * (high - low) or math.isclose(low, high)
+            text, ink = f"{x:.2g}" if abs(x) < 99.5 else f"{x:.0f}", "white" if dark else "black"
+            axis.text(j, row, text, ha="center", va="center", color=ink, size=8)
     axis.set_yticks(range(len(names)), names)
     axis.set_xticks(range(steps), range(1, steps + 1))
     axis.set(xlabel="inner step")
