@@ -66,8 +66,9 @@ class Namespaces:
 
     def _agent(self, i: int, flags: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
         command = ["ip", "netns", "exec", f"{self.tag}n{i}", sys.executable, "-m", "torch.distributed.run"]
-        command += [f"--nnodes={self.size}", "--nproc-per-node=1", "--max-restarts=3", "--rdzv-backend=c10d"]
+        command += [f"--nnodes={self.size}", "--nproc-per-node=1", "--max-restarts=9", "--rdzv-backend=c10d"]
         command += [f"--rdzv-endpoint={self.addresses[0]}:29477", f"--rdzv-id={self.tag}"]
+        command += [f"--rdzv-conf=is_host={int(i == 0)}"]  # its hostname does not tell in a namespace
         command += [f"--local-addr={self.addresses[i]}", "-m", "metaopt", "train", *flags]
         command += ["--checkpoint-every=10", "--no-pictures", "--eval-tasks=2"]
         with log.open("wb") as file:

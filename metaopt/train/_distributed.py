@@ -212,22 +212,22 @@ def process_group(device: str = "cpu") -> Iterator[Ranks]:
 
 
 def is_restart(out: Path) -> bool:
-    """Whether torchrun starts this run again in ``out`` after a failure; asked on rank 0.
+    """Whether this launch of torchrun has started in ``out`` before; asked on rank 0.
 
-    The first start leaves the launch's name in the folder, so that the run of another launch, which the
-    first start refused, is not taken for its own by the second.
+    A start that is accepted leaves the launch's name in the folder, so that the run of another launch,
+    which the first start refused, is not taken for its own by the second. The restart count does not tell:
+    an agent counts the failures of its own ranks, and not those of other machines.
     """
     name = out / "launch.txt"
-    again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-    return again and name.is_file() and name.read_text() == _launch()
+    return bool(_launch()) and name.is_file() and name.read_text() == _launch()
 
 
 def leave_name(out: Path) -> None:
     """Write the name of this launch of torchrun, if it is one, for `is_restart`."""
-    if "TORCHELASTIC_RESTART_COUNT" in os.environ:
+    if _launch():
         (out / "launch.txt").write_text(_launch())
 
 
 def _launch() -> str:
-    run = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    run = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return run if run != "none" else f"agent {os.getppid()}"  # the agent is this process's parent
