@@ -16,11 +16,11 @@ import time
 
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())
 
-import torch  # noqa: E402
+import torch
 
-import metaopt as mo  # noqa: E402
-from benchmarks import peers  # noqa: E402
-from benchmarks.problems import Work, sinusoid  # noqa: E402
+import metaopt as mo
+from benchmarks import peers
+from benchmarks.problems import Work, sinusoid
 
 
 def row(label: str, work: Work, compile: bool, repetitions: int) -> None:

@@ -146,7 +146,7 @@ def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[T
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     capture = _Captured({})
     with torch.no_grad(), mode:
-        fake = [mode.from_tensor(x.detach(), static_shapes=True) for x in tensors]
+        fake = [_example(x, False) for x in tensors]
         with capture, count:
             outputs, aux = fn(*fake)
     if count.random:
@@ -194,7 +194,9 @@ def _item(xs: Sequence[Tensor], i: int) -> Tensor:
 
 
 def _example(x: Tensor, track: bool) -> Tensor:
-    return x.detach().requires_grad_(track and x.requires_grad)
+    """A tensor of the same kind without a history, nor a base with one."""
+    new = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return new.requires_grad_(track and x.requires_grad)
 
 
 class _Captured(TorchFunctionMode):
