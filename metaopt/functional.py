@@ -58,6 +58,10 @@ class Apply:
         buffers: Mapping[str, Tensor] = self.buffers
         if args and isinstance(args[0], Mapping) and args[0].keys() == buffers.keys():
             buffers, *args = args  # type: ignore[assignment]
+        if self.tracking and torch.compiler.is_compiling():
+            # which cannot tell whether it stands in a map: what is thrown away is not written either
+            with Statistics() as statistics:
+                return self._run(params, buffers, args, kwargs, statistics)[0]
         if self.tracking and mapped():
             raise VmapError(
                 "apply(module)",
