@@ -1,4 +1,4 @@
-"""The kept table of `benchmarks.meta_gradient` as a picture: python -m benchmarks.picture [TABLE] [PICTURE]."""
+"""The kept table of `benchmarks.meta_gradient` as a picture: python -m benchmarks.picture [TABLE PICTURE]."""
 
 from __future__ import annotations
 

@@ -145,9 +145,8 @@ def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[T
     """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     capture = _Captured({})
-    plain = [x.detach() for x in tensors]  # not under the mode, which would ask a carry for its .grad
     with torch.no_grad(), mode:
-        fake = [mode.from_tensor(x, static_shapes=True) for x in plain]
+        fake = [_example(x, False) for x in tensors]
         with capture, count:
             outputs, aux = fn(*fake)
     if count.random:
@@ -195,7 +194,9 @@ def _item(xs: Sequence[Tensor], i: int) -> Tensor:
 
 
 def _example(x: Tensor, track: bool) -> Tensor:
-    return x.detach().requires_grad_(track and x.requires_grad)
+    """A tensor of the same kind without a history, nor a base with one."""
+    new = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+    return new.requires_grad_(track and x.requires_grad)
 
 
 class _Captured(TorchFunctionMode):

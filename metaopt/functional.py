@@ -75,6 +75,10 @@ class Apply:
                 "one without",
                 remedy="Call apply.with_buffers(params, buffers, ...) and pass on the buffers it returns.",
             )
+        if self.tracking and torch.compiler.is_compiling():
+            # which cannot tell whether it stands in a map: what is thrown away is not written either
+            with Statistics() as statistics:
+                return self._run(params, buffers, args, kwargs, statistics)[0]
         if self.tracking and mapped():
             raise VmapError(
                 "apply(module)",

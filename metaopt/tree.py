@@ -218,7 +218,7 @@ def axis_size(where: str, tree: Tree, axis: int = 0, noun: str = "entries", reme
         if not isinstance(leaf, Tensor) or leaf.ndim <= axis:
             got = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
             raise StructureError(where, f"a tensor with an axis {axis}", got, path, remedy)
-        if size not in (-1, leaf.shape[axis]):
+        if size >= 0 and size != leaf.shape[axis]:  # no `in`: shapes may be symbolic under compile
             expected = f"{size} {noun} on axis {axis} of every leaf"
             raise StructureError(where, expected, str(leaf.shape[axis]), path, remedy)
         size = leaf.shape[axis]
