@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
 from typing import Any
 
@@ -65,7 +66,7 @@ class Dice:
     def close(self) -> None:
         now = self.state()
         self.rolled = True
-        if all(torch.equal(a, b) for a, b in zip(self.before, now, strict=True)):
+        if all(_bytes(a) == _bytes(b) for a, b in zip(self.before, now, strict=True)):
             self.before = None
 
     def replaying(self, f: Callable[..., Any]) -> Callable[..., Any]:
@@ -77,3 +78,8 @@ class Dice:
                 return f(*args)
 
         return run
+
+
+def _bytes(state: Tensor) -> bytes:
+    """A generator's state, read behind the back of whatever traces torch's calls."""
+    return ctypes.string_at(state.data_ptr(), state.nbytes)
