@@ -76,7 +76,9 @@ def test_a_compiled_meta_gradient_is_the_eager_one(name: str, way: mo.Compile) -
     case["map"] = {**case.get("map", {}), "compile": way}
     found = problem.gradient(**case)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    assert all(row.run for row in mo.compile_report()), mo.compile_report()
+    # recomputation compares random states, which a trace of the whole cannot: it stays eager, and says so
+    eager = way is WHOLE and "memory" in case
+    assert all((row.run is None) == eager for row in mo.compile_report()), mo.compile_report()
 
 
 @pytest.mark.parametrize("way", [REPLAY, WHOLE], ids=lambda way: way.how)
