@@ -44,7 +44,7 @@ class Compiled(NamedTuple):
     run: Callable[..., Any] | None  # None where it stayed eager
     captured: list[Tensor]
     aux: Any
-    backend: str
+    backend: Any
     seconds: float
     operations: int
     reason: str
@@ -78,7 +78,7 @@ def owner(static: Any, *values: Any) -> Owner:
 
 
 def compiled(
-    name: str, fn: Flat, tensors: Sequence[Tensor], owner: Owner, backend: str, more: Any = None
+    name: str, fn: Flat, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return ``fn(*tensors) -> (tensors, aux)``, compiled at the first call of its kind.
 
@@ -128,7 +128,7 @@ def _autocast() -> tuple[Any, ...]:
     return tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
 
 
-def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: str, track: bool) -> Compiled:
+def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track: bool) -> Compiled:
     start, count, aux, reason = time.perf_counter(), _Count(), None, ""
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
@@ -163,7 +163,7 @@ def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[T
 
 
 def _backend(
-    fn: Flat, tensors: Sequence[Tensor], captured: list[Tensor], size: int, backend: str, track: bool
+    fn: Flat, tensors: Sequence[Tensor], captured: list[Tensor], size: int, backend: Any, track: bool
 ) -> Callable[..., Any]:
     """Let the backend trace ``fn`` as the one node of a graph."""
     number = len(tensors)

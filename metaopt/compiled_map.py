@@ -43,7 +43,7 @@ def mapped_by(
 
 
 def _whole(
-    mapped: Mapped, flat: Flat, axes: Axes, tensors: Any, backend: str, depends: Owner, result: Any
+    mapped: Mapped, flat: Flat, axes: Axes, tensors: Any, backend: Any, depends: Owner, result: Any
 ) -> tuple[Tensor, ...]:
     """Value and derivative of all that the tasks do, as one graph each."""
 
