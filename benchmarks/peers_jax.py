@@ -11,7 +11,7 @@ from benchmarks.problems import Work
 def with_jax(scan: bool) -> Callable[[Work], Callable[[], list[Any]]]:
     """jit(grad(mean of the vmapped tasks)); for convolutions jit(grad(one task)), called task after task.
 
-    What was tried for the conv net on two cores, CPU time a task at J=1: vmap 670 ms (T=4) to 1,700 ms (T=16),
+    Tried for the conv net on two cores, CPU time a task at J=1: vmap 670 ms (T=4) to 1,700 ms (T=16),
     lax.map 680 ms, lax.map with channels last 410 ms, one compiled task with channels last 71 ms: used here.
     """
 
