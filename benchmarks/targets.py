@@ -13,7 +13,7 @@ COMPILED = ("metaopt, compiled step", "metaopt, compiled whole")
 THREADS = ("metaopt, 2 workers",)
 JAX = ("JAX jit, unrolled", "JAX jit, scan")
 EAGER_PEERS = ("autograd loop", "higher", "TorchOpt")
-HAND = ("torch.func by hand",)
+HAND, HAND_COMPILED = ("torch.func by hand",), ("torch.func by hand, compiled",)
 
 
 class Target(NamedTuple):
@@ -39,6 +39,10 @@ TARGETS = [
         for label, ours in (('`how="auto"`', EAGER), ("`workers=2`", THREADS))
     ],
     *[Target(row, "eager, against torch.func by hand", EAGER, HAND, 0.95) for row in WORKS],
+    *[
+        Target(row, "compiled, against torch.func by hand, compiled", COMPILED, HAND_COMPILED, 0.95)
+        for row in ("sinusoid-25-5", "sinusoid-400-5")
+    ],
 ]
 GROWTH = 1.2  # seconds to compile 50 steps, at most this many times those for 5
 
