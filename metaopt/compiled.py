@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -91,7 +92,7 @@ def compiled(
     """
     track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     kinds = tuple(_kind(x, track) for x in tensors)
-    key = (name, owner.token, more, backend, track, kinds, exact.always_on(), _autocast())
+    key = (name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _autocast())
     entry = _cache.get(key)
     if entry is None:
         entry = _cache[key] = _compile(name, fn, tensors, backend, track)
@@ -133,6 +134,7 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: str, track
     run: Callable[..., Any] | None
     try:
         captured, size, aux = _dry_run(fn, tensors, count)
+        track = track or (torch.is_grad_enabled() and any(x.requires_grad for x in captured))
         run = _backend(fn, tensors, captured, size, backend, track)
     except Exception as error:  # whatever the tracer or the compiler could not do, eager code can
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
@@ -184,8 +186,11 @@ def _backend(
     with (
         torch.set_grad_enabled(track),
         tracing(TracingContext(mode)),
-        config.patch(enable_autograd_cache=False),  # it keys graphs, and ours has one opaque node
+        # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later
+        config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore")  # of torch's compiler, about itself
         return lookup_backend(backend)(fx.GraphModule({}, graph), examples)
 
 

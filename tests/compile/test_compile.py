@@ -76,7 +76,9 @@ def test_a_compiled_meta_gradient_is_the_eager_one(name: str, way: mo.Compile) -
     case["map"] = {**case.get("map", {}), "compile": way}
     found = problem.gradient(**case)
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    assert all(row.run for row in mo.compile_report()), mo.compile_report()
+    # recomputation compares random states, which a trace of the whole cannot: it stays eager, and says so
+    eager = way is WHOLE and "memory" in case
+    assert all((row.run is None) == eager for row in mo.compile_report()), mo.compile_report()
 
 
 @pytest.mark.parametrize("way", [REPLAY, WHOLE], ids=lambda way: way.how)
@@ -135,10 +137,11 @@ def test_captured_tensors_are_read_at_every_call_and_differentiated() -> None:
         return out, torch.autograd.grad(out, scale)[0]
 
     torch.testing.assert_close(run(REPLAY), run(False))
+    before = len(mo.compile_report())
     with torch.no_grad():
         scale.add_(1.0)
     torch.testing.assert_close(run(REPLAY), run(False))
-    assert len(mo.compile_report()) == 1
+    assert len(mo.compile_report()) == before
 
 
 def test_a_captured_number_that_changes_is_compiled_again() -> None:
