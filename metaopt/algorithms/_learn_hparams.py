@@ -13,6 +13,7 @@ from metaopt.errors import ArgumentError
 from metaopt.hypergrad import Problem, unrolled
 from metaopt.hypergrad._differentiate import moving
 from metaopt.optim._adam import adam
+from metaopt.progress import progress
 from metaopt.types import Hypergrad, Meta, Optimizer
 
 __all__ = ["LearnedHParams", "learn_hparams"]
@@ -91,7 +92,7 @@ def learn_hparams(
 
     z = [BACK[kind](leaves[i].detach()) for kind, i in zip(kinds, index, strict=True)]
     state, values = outer.init(z), []
-    for _ in range(meta_steps):
+    for _ in progress(range(meta_steps), "learn_hparams"):
         some, pull, *_ = torch.func.vjp(value_of, *z)
         estimate = estimator(problem, Meta(None, whole(some)))
         found = tree.leaves(estimate.grad.hparams)
