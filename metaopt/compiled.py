@@ -29,7 +29,16 @@ from metaopt.errors import CompileError
 from metaopt.exact import exact
 from metaopt.fingerprint import fingerprint
 
-__all__ = ["Compiled", "Owner", "compile_report", "compiled", "forget_compiled", "owner"]
+__all__ = [
+    "Compiled",
+    "Owner",
+    "compile_report",
+    "compiled",
+    "dry_run",
+    "forget_compiled",
+    "kind_of",
+    "owner",
+]
 
 logger = logging.getLogger("metaopt")
 Flat = Callable[..., tuple[Sequence[Tensor], Any]]
@@ -48,6 +57,7 @@ class Compiled(NamedTuple):
     seconds: float
     operations: int
     reason: str
+    joint: bool = False  # whether the gradient is compiled with the value
 
     def __repr__(self) -> str:
         state = f"{self.backend}, {self.seconds:.1f} s" if self.run else f"eager: {self.reason}"
@@ -90,12 +100,12 @@ def compiled(
     Raises: CompileError where ``fn`` cannot be traced or compiled; said once, remembered after.
     Cost: the first call takes seconds to minutes; later ones, some ten microseconds to look it up.
     """
-    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    kinds = tuple(_kind(x, track) for x in tensors)
-    key = (name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _autocast())
+    key = kind_of(name, tensors, owner, backend, more)
     entry = _cache.get(key)
     if entry is None:
-        entry = _cache[key] = _compile(name, fn, tensors, backend, track)
+        track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        entry = _compile(name, fn, tensors, backend, track)
+        entry = _cache[key] = entry._replace(joint=more == "gradients")
         while len(_cache) > _LIMIT:
             _cache.popitem(last=False)
     else:
@@ -116,6 +126,13 @@ def forget_compiled() -> None:
     _tokens.clear()
 
 
+def kind_of(name: str, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None) -> Any:
+    """A key that is equal for calls which the same compiled code can serve."""
+    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    kinds = tuple(_kind(x, track) for x in tensors)
+    return name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _autocast()
+
+
 def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
     needed = track and x.requires_grad
     return x.shape, x.stride(), x.dtype, x.device, needed, type(x) if type(x) is not Tensor else None
@@ -133,9 +150,13 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
     try:
-        captured, size, aux = _dry_run(fn, tensors, count)
+        with count:
+            (outputs, aux), captured = dry_run(fn, tensors)
+        if count.random:
+            expected, got = "draws from a seed", f"torch's generator ({count.random})"
+            raise CompileError("compile", expected, got, "", "Pass map_tasks(seed=).")
         track = track or (torch.is_grad_enabled() and any(x.requires_grad for x in captured))
-        run = _backend(fn, tensors, captured, size, backend, track)
+        run = _backend(fn, tensors, captured, len(outputs), backend, track)
     except Exception as error:  # whatever the tracer or the compiler could not do, eager code can
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         logger.warning("metaopt: %s stays eager. %s", name, reason)
@@ -143,23 +164,20 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
     return Compiled(name, run, captured, aux, backend, seconds, count.operations, reason)
 
 
-def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[Tensor], int, Any]:
-    """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
+def dry_run(
+    fn: Callable[..., Any], tensors: Sequence[Tensor], track: bool = False
+) -> tuple[Any, list[Tensor]]:
+    """Run on fake tensors; return what came out, and which real tensors were captured.
+
+    ``track``: what needs a gradient is tracked, so that what comes out tells whether it does.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     capture = _Captured({})
-    with torch.no_grad(), mode:
-        fake = [_example(x, False) for x in tensors]
-        with capture, count:
-            outputs, aux = fn(*fake)
-    if count.random:
-        raise CompileError(
-            "compile",
-            "draws from a seed",
-            f"torch's generator ({count.random})",
-            "",
-            "Pass map_tasks(seed=).",
-        )
-    return list(capture.found.values()), len(outputs), aux
+    with torch.set_grad_enabled(track), mode:
+        fake = [_example(x, track) for x in tensors]
+        with capture:
+            out = fn(*fake)
+    return out, list(capture.found.values())
 
 
 def _backend(
