@@ -172,17 +172,23 @@ class FastModule(_Layer):
 
     def hand_back(self, module: nn.Module, *, params: bool = False, buffers: bool = True) -> None:
         """Write to a module of the same architecture: running statistics, and P[t] where asked for."""
-        weights = self._weights
+        theirs: list[tuple[str, Any]] = []
+        ours: list[tuple[str, Any]] = []
+        if params:
+            theirs += list(module.named_parameters())
+            ours += list(self.named_parameters())
+        if buffers:
+            theirs += list(module.named_buffers())
+            ours += list(self.named_buffers())  # type: ignore[attr-defined]
+        where = "fmodel.hand_back(module)"  # checked before anything is written, for copy_ would broadcast
+        if len(theirs) != len(ours):
+            raise ArgumentError(where, f"{len(ours)} tensors", str(len(theirs)))
+        for (name, x), (_, y) in zip(theirs, ours, strict=True):
+            if x.shape != y.shape:
+                raise ArgumentError(where, f"shape {list(y.shape)}", f"{list(x.shape)}", name)
         with torch.no_grad():
-            if params:
-                for p, q in zip(module.parameters(), weights.at(None), strict=True):
-                    p.copy_(q)
-            if buffers:
-                for (name, b), (_, q) in zip(module.named_buffers(), self.named_buffers(), strict=True):  # type: ignore[attr-defined]
-                    if b.shape != q.shape:
-                        expected = f"shape {list(q.shape)}"
-                        raise ArgumentError("fmodel.hand_back(module)", expected, f"{list(b.shape)}", name)
-                    b.copy_(q)
+            for (_, x), (_, y) in zip(theirs, ours, strict=True):
+                x.copy_(y)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         for layer in self.modules():  # type: ignore[attr-defined]
