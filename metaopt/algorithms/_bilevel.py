@@ -12,6 +12,7 @@ from metaopt import tree
 from metaopt.errors import check_at_least
 from metaopt.hypergrad import Problem, unrolled
 from metaopt.progress import progress
+from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Optimizer
 
 __all__ = ["Bilevel", "bilevel"]
@@ -64,6 +65,7 @@ def bilevel(
     >>> mo.bilevel(problem, torch.tensor(0.0), mo.optim.sgd(0.5), 20).phi
     tensor(3.)
     """
+    check_optimizer("bilevel(opt)", opt)
     check_at_least("bilevel(num_updates)", num_updates, 0)
     phi = tree.detach(phi)
     params, values = problem.params, []

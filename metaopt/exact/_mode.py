@@ -22,7 +22,16 @@ from metaopt.exact._weights import bilinear, weight_norm
 
 __all__ = ["exact", "rewrites"]
 
-_local = threading.local()
+
+class _Local(threading.local):
+    """How many of the contexts of this thread say always, and twice; and where rewrites are written down."""
+
+    always = 0
+    twice = 0
+    log: list[tuple[str, str, str]] | None = None
+
+
+_local = _Local()
 
 
 class Rewrite(NamedTuple):
@@ -48,7 +57,7 @@ def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
 
 def _twice() -> bool:
     """A second derivative is wanted: some transform is at work, or ``exact(twice=True)`` says so."""
-    return transformed() or (getattr(_local, "twice", 0) > 0 and torch.is_grad_enabled())
+    return transformed() or (_local.twice > 0 and torch.is_grad_enabled())
 
 
 def _attend(always: bool, args: Any, kwargs: Any) -> bool:
@@ -183,15 +192,27 @@ class exact(TorchFunctionMode):
     @staticmethod
     def always_on() -> bool:
         """Tell whether the caller stands inside an ``exact(always=True)``."""
-        return getattr(_local, "always", 0) > 0
+        return _local.always > 0
+
+    @staticmethod
+    def alone() -> bool:
+        """Tell whether the caller stands inside an ``exact`` and nothing else that changes calls on a CPU."""
+        return (
+            not transformed()
+            and exact.innermost()
+            and _len_torch_function_stack() == 1
+            and not exact.always_on()
+            and current_draws() is None
+        )
 
     def __enter__(self) -> exact:
         # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward
         # pass under a mode, the mode is off, and has to be entered anew.
-        on = [_get_function_stack_at(i) for i in range(_len_torch_function_stack())]
+        depth = _len_torch_function_stack()
+        on = [_get_function_stack_at(i) for i in range(depth)] if depth else ()
         self.counted = self.always
-        _local.always = getattr(_local, "always", 0) + self.counted
-        _local.twice = getattr(_local, "twice", 0) + self.twice
+        _local.always += self.counted
+        _local.twice += self.twice
         self.always = _local.always > 0
         self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
         if not self.idle:
@@ -205,11 +226,13 @@ class exact(TorchFunctionMode):
             super().__exit__(*exc)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         rewrite = _TABLE.get(func)
-        if rewrite is None or not rewrite.when(self.always, args, kwargs):
+        if rewrite is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
+        if not rewrite.when(self.always, args, kwargs):
             return func(*args, **kwargs)
-        log = getattr(_local, "log", None)
+        log = _local.log
         if log is not None and rewrite.why:
             log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
         return rewrite.fn(*args, **kwargs)
@@ -218,7 +241,7 @@ class exact(TorchFunctionMode):
 @contextmanager
 def rewrites() -> Any:
     """A context that yields the list of rewrites made in it: (module path, function, why)."""
-    before = getattr(_local, "log", None)
+    before = _local.log
     _local.log = []
     try:
         yield _local.log
