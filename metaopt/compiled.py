@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
+import sys
 import time
 import warnings
 from collections import OrderedDict
@@ -43,6 +45,7 @@ class Compiled(NamedTuple):
     name: str
     run: Callable[..., Any] | None  # None where it stayed eager
     captured: list[Tensor]
+    taken: Any  # the kinds of what was captured
     aux: Any
     backend: Any
     seconds: float
@@ -92,9 +95,9 @@ def compiled(
     """
     track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
     kinds = tuple(_kind(x, track) for x in tensors)
-    key = (name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _autocast())
+    key = (name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _ambient())
     entry = _cache.get(key)
-    if entry is None:
+    if entry is None or entry.taken != _kinds(entry.captured):
         entry = _cache[key] = _compile(name, fn, tensors, backend, track)
         while len(_cache) > _LIMIT:
             _cache.popitem(last=False)
@@ -121,11 +124,17 @@ def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
     return x.shape, x.stride(), x.dtype, x.device, needed, type(x) if type(x) is not Tensor else None
 
 
-def _autocast() -> tuple[Any, ...]:
+def _kinds(captured: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple(_kind(x, torch.is_grad_enabled()) for x in captured)
+
+
+def _ambient() -> tuple[Any, ...]:
+    """What torch is set to, which code may read without a name for it."""
+    here = torch.get_default_dtype(), torch.get_default_device()
     if not torch._C._is_any_autocast_enabled():
-        return ()
+        return here
     devices = ("cpu", "cuda")
-    return tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
+    return here + tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
 
 
 def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track: bool) -> Compiled:
@@ -140,26 +149,49 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         logger.warning("metaopt: %s stays eager. %s", name, reason)
     seconds = time.perf_counter() - start
-    return Compiled(name, run, captured, aux, backend, seconds, count.operations, reason)
+    return Compiled(name, run, captured, _kinds(captured), aux, backend, seconds, count.operations, reason)
 
 
 def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[Tensor], int, Any]:
     """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    capture = _Captured({})
+    capture, dice = _Captured({}), _Dice()
     with torch.no_grad(), mode:
         fake = [_example(x, False) for x in tensors]
         with capture, count:
             outputs, aux = fn(*fake)
+    if dice.put_back():
+        count.random = "random's or numpy's"
     if count.random:
         raise CompileError(
             "compile",
             "draws from a seed",
-            f"torch's generator ({count.random})",
+            f"a generator's ({count.random})",
             "",
-            "Pass map_tasks(seed=).",
+            "Pass map_tasks(seed=), and draw by torch.",
         )
     return list(capture.found.values()), len(outputs), aux
+
+
+class _Dice:
+    """Python's and numpy's generators, whose draws would be constants of compiled code."""
+
+    def __init__(self) -> None:
+        self.numpy: Any = sys.modules.get("numpy")
+        self.before = self.state()
+
+    def state(self) -> tuple[Any, ...]:
+        drawn = self.numpy.random.get_state() if self.numpy else ()
+        return random.getstate(), tuple(x.tobytes() if hasattr(x, "tobytes") else x for x in drawn), drawn
+
+    def put_back(self) -> bool:
+        """Undo what was drawn; tell whether anything was."""
+        rolled = self.state()[:2] != self.before[:2]
+        if rolled:
+            random.setstate(self.before[0])
+            if self.numpy:
+                self.numpy.random.set_state(self.before[2])
+        return rolled
 
 
 def _backend(
@@ -186,8 +218,11 @@ def _backend(
     with (
         torch.set_grad_enabled(track),
         tracing(TracingContext(mode)),
-        # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later
-        config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later;
+        # what it has saved stays as it is, for a backward pass that is taken twice
+        config.patch(
+            enable_autograd_cache=False, force_non_lazy_backward_lowering=True, donated_buffer=False
+        ),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of torch's compiler, about itself
