@@ -18,6 +18,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
@@ -212,17 +213,17 @@ def _backend(
     # _dynamo's table of backends; dynamo itself, which cannot follow torch.func into modules, is not used
     from torch._dynamo.backends.registry import lookup_backend
     from torch._functorch import config
+    from torch._functorch._aot_autograd import graph_compile
 
     examples = [_example(x, track) for x in (*tensors, *captured)]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with (
         torch.set_grad_enabled(track),
         tracing(TracingContext(mode)),
-        # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later;
-        # what it has saved stays as it is, for a backward pass that is taken twice
-        config.patch(
-            enable_autograd_cache=False, force_non_lazy_backward_lowering=True, donated_buffer=False
-        ),
+        # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later
+        config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        # and takes what was saved as it finds it: it may be called again, by retain_graph=True
+        patch.object(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_: []),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of torch's compiler, about itself
