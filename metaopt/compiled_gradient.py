@@ -10,7 +10,7 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 from torch.autograd.function import once_differentiable
 
-from metaopt.compiled import Owner, compiled, dry_run, kind_of
+from metaopt.compiled import Owner, Table, compiled, dry_run, kind_of
 from metaopt.compiling import compiling
 
 __all__ = ["losses_with_gradients"]
@@ -18,7 +18,7 @@ __all__ = ["losses_with_gradients"]
 Flat = Callable[..., tuple[Tensor, ...]]
 Axes = Sequence[int | None]
 Mapped = Callable[[Flat, Any, Any], tuple[Tensor, ...]]
-_found: dict[Any, int | None] = {}  # which of the outputs is the loss, of a kind of call
+_found = Table()  # of a kind of call: which output is the loss, and what was captured
 
 
 def losses_with_gradients(
@@ -47,9 +47,9 @@ def losses_with_gradients(
 
     key = kind_of("losses", tensors, owner, backend)
     if key not in _found:
-        _found[key] = _loss_among(plain, tensors)
-    k = _found[key]
-    if k is None:
+        _found.keep(key, _loss_among(plain, tensors))
+    k, captured = _found[key]
+    if k is None or any(x.requires_grad for x in captured):
         return None
 
     def with_gradients(*xs: Tensor) -> tuple[Tensor, ...]:
@@ -73,16 +73,15 @@ def losses_with_gradients(
     return tuple(outputs)
 
 
-def _loss_among(plain: Any, tensors: Sequence[Tensor]) -> int | None:
-    """The one output that needs a gradient, if it is a number a task and no captured tensor needs one."""
+def _loss_among(plain: Any, tensors: Sequence[Tensor]) -> tuple[int | None, list[Tensor]]:
+    """The one output that needs a gradient, if it is a number a task; and the tensors that were captured."""
     try:
         (outputs, _), captured = dry_run(plain, tensors, track=True)
     except Exception:  # the way without gradients finds out, and says so
-        return None
-    if any(x.requires_grad for x in captured):
-        return None
+        return None, []
     tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
-    return tracked[0] if len(tracked) == 1 and outputs[tracked[0]].ndim == 1 else None
+    alone = len(tracked) == 1 and outputs[tracked[0]].ndim == 1
+    return (tracked[0] if alone else None), captured
 
 
 class _Loss(torch.autograd.Function):

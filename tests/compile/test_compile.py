@@ -192,6 +192,17 @@ def test_a_second_derivative_of_compiled_code_is_refused() -> None:
         twice()
 
 
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+def test_a_backward_pass_may_be_taken_twice(backend: str) -> None:
+    theta = torch.tensor(1.0, requires_grad=True)
+    way = mo.Compile("step", backend)
+    loss = lambda p, b: (p**4).exp().sin()
+    for _ in range(2):  # also after one that was taken once
+        out = mo.unroll(loss, mo.optim.sgd(0.1), theta, (), num_steps=2, compile=way).params
+        first, second = (torch.autograd.grad(out, theta, retain_graph=keep) for keep in (True, False))
+        torch.testing.assert_close(first, second)
+
+
 @pytest.mark.parametrize("choice", ["all", 3, mo.Compile("none")])  # type: ignore[arg-type]
 def test_other_choices_are_refused(choice: Any) -> None:
     with pytest.raises(mo.errors.ArgumentError, match=r"map_tasks\(compile\): expected 'step', 'whole'"):
