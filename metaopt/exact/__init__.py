@@ -8,7 +8,7 @@ on the day torch is mended.
 from metaopt.exact._levels import batched, mapped, transformed
 from metaopt.exact._mode import exact, rewrites
 from metaopt.exact._norms import Statistics, collecting
-from metaopt.exact._random import advance, current_draws, seeded, task_keys, unseeded
+from metaopt.exact._random import advance, current_draws, seeded, task_keys, tasks_from, unseeded
 
 __all__ = [
     "Statistics",
@@ -21,6 +21,7 @@ __all__ = [
     "rewrites",
     "seeded",
     "task_keys",
+    "tasks_from",
     "transformed",
     "unseeded",
 ]
