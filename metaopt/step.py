@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
-from metaopt.exact import exact
+from metaopt.exact import exact, paused
 from metaopt.types import LossFn, Optimizer
 
 __all__ = ["Order", "inner_step"]
@@ -75,7 +75,8 @@ def inner_step(
             )
         return loss, moved
 
-    grads, (loss, moved) = torch.func.grad_and_value(loss_of, has_aux=True)(tuple(leaves))
+    with paused():
+        grads, (loss, moved) = torch.func.grad_and_value(loss_of, has_aux=True)(tuple(leaves))
     if order == 1:
         grads = tree.detach(grads)
     grads = tree.unflatten(structure, grads)

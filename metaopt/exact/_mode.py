@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +25,7 @@ from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
 from metaopt.exact._weights import bilinear, weight_norm
 
-__all__ = ["exact", "rewrites"]
+__all__ = ["exact", "paused", "rewrites"]
 
 _local = threading.local()
 
@@ -205,14 +210,38 @@ class exact(TorchFunctionMode):
             super().__exit__(*exc)
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         rewrite = _TABLE.get(func)
-        if rewrite is None or not rewrite.when(self.always, args, kwargs):
+        if rewrite is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
+        if not rewrite.when(self.always, args, kwargs):
             return func(*args, **kwargs)
         log = getattr(_local, "log", None)
         if log is not None and rewrite.why:
             log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
         return rewrite.fn(*args, **kwargs)
+
+
+class paused:
+    """A context in which the `exact` that the caller stands in is off: a microsecond less a torch call.
+
+    For what this library itself computes, which is nothing in the table; an `exact` entered inside is on.
+
+    >>> with exact(), paused():
+    ...     exact.innermost()
+    False
+    """
+
+    __slots__ = ("modes",)
+
+    def __enter__(self) -> None:
+        self.modes: list[Any] = []
+        while exact.innermost():
+            self.modes.append(_pop_torch_function_stack())
+
+    def __exit__(self, *exc: Any) -> None:
+        while self.modes:
+            _push_on_torch_function_stack(self.modes.pop())
 
 
 @contextmanager
