@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.exact import exact, paused
+from metaopt.gradient import value_and_gradient
 from metaopt.types import LossFn, Optimizer
 
 __all__ = ["Order", "inner_step"]
@@ -61,8 +63,8 @@ def inner_step(
 
     threaded: Any = loss_fn
 
-    def loss_of(leaves: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        params, moved = tree.unflatten(structure, leaves), ()
+    def loss_of(leaves: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        params, moved = tree.unflatten(structure, leaves), None
         with exact():
             if buffers is None:
                 loss = loss_fn(params, batch, *phi)
@@ -76,9 +78,9 @@ def inner_step(
         return loss, moved
 
     with paused():
-        grads, (loss, moved) = torch.func.grad_and_value(loss_of, has_aux=True)(tuple(leaves))
+        loss, grads, moved = value_and_gradient(loss_of, leaves, twice=order == 2)
     if order == 1:
-        grads = tree.detach(grads)
+        grads = [g.detach() for g in grads]
     grads = tree.unflatten(structure, grads)
     params, state = opt.update(params, state, grads, opt.hparams if hparams is None else hparams)
     return (params, state, loss) if buffers is None else (params, state, loss, moved)

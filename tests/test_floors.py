@@ -13,7 +13,7 @@ ROOT = Path(metaopt.__file__).parent
 FLOORS = {
     0: ["errors", "progress", "_version"],
     1: ["tree", "types", "exact", "peek", "skeleton", "slots", "fingerprint", "replay"],
-    2: ["show", "peak", "optim", "tasks", "functional", "recompute", "lower", "workers"],
+    2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "lower", "workers"],
     3: ["step", "linsolve", "revolve", "compiled", "compiling"],
     4: ["memory", "root", "compiled_map"],
     5: ["compiled_loop", "batch"],

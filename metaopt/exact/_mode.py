@@ -27,7 +27,16 @@ from metaopt.exact._weights import bilinear, weight_norm
 
 __all__ = ["exact", "paused", "rewrites"]
 
-_local = threading.local()
+
+
+class _Local(threading.local):
+    """What this thread has entered."""
+
+    always, twice = 0, 0
+    log: list[tuple[str, str, str]] | None = None
+
+
+_local = _Local()
 
 
 class Rewrite(NamedTuple):
@@ -53,7 +62,7 @@ def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
 
 def _twice() -> bool:
     """A second derivative is wanted: some transform is at work, or ``exact(twice=True)`` says so."""
-    return transformed() or (getattr(_local, "twice", 0) > 0 and torch.is_grad_enabled())
+    return transformed() or (_local.twice > 0 and torch.is_grad_enabled())
 
 
 def _attend(always: bool, args: Any, kwargs: Any) -> bool:
@@ -188,26 +197,33 @@ class exact(TorchFunctionMode):
     @staticmethod
     def always_on() -> bool:
         """Tell whether the caller stands inside an ``exact(always=True)``."""
-        return getattr(_local, "always", 0) > 0
+        return _local.always > 0
 
     def __enter__(self) -> exact:
         # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward
         # pass under a mode, the mode is off, and has to be entered anew.
-        on = [_get_function_stack_at(i) for i in range(_len_torch_function_stack())]
         self.counted = self.always
-        _local.always = getattr(_local, "always", 0) + self.counted
-        _local.twice = getattr(_local, "twice", 0) + self.twice
+        _local.always += self.counted
+        _local.twice += self.twice
         self.always = _local.always > 0
-        self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
+        self.idle = self._is_on()
         if not self.idle:
-            super().__enter__()
+            _push_on_torch_function_stack(self)
         return self
+
+    def _is_on(self) -> bool:
+        """Whether a mode further out does all that this one would; the innermost is looked at first."""
+        for i in reversed(range(_len_torch_function_stack())):
+            mode = _get_function_stack_at(i)
+            if isinstance(mode, exact) and (mode.always or not self.always):
+                return True
+        return False
 
     def __exit__(self, *exc: Any) -> None:
         _local.always -= self.counted
         _local.twice -= self.twice
         if not self.idle:
-            super().__exit__(*exc)
+            _pop_torch_function_stack()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         rewrite = _TABLE.get(func)
@@ -216,9 +232,8 @@ class exact(TorchFunctionMode):
         kwargs = kwargs or {}
         if not rewrite.when(self.always, args, kwargs):
             return func(*args, **kwargs)
-        log = getattr(_local, "log", None)
-        if log is not None and rewrite.why:
-            log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
+        if _local.log is not None and rewrite.why:
+            _local.log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
         return rewrite.fn(*args, **kwargs)
 
 
@@ -247,7 +262,7 @@ class paused:
 @contextmanager
 def rewrites() -> Any:
     """A context that yields the list of rewrites made in it: (module path, function, why)."""
-    before = getattr(_local, "log", None)
+    before = _local.log
     _local.log = []
     try:
         yield _local.log
