@@ -154,11 +154,10 @@ def _flatten(
             out = fn(*tree.unflatten(structure, [filled[i] for i in range(len(leaves))]))
         found, shape = tree.flatten(out)
         result[:] = [shape]
-        for path, x in zip(tree.paths(out), found, strict=True):
+        for i, x in enumerate(found):
             if not isinstance(x, Tensor):
-                raise StructureError(
-                    "map_tasks(fn)", "tensors as results", type(x).__name__, at=path or "the result"
-                )
+                path = tree.paths(out)[i] or "the result"
+                raise StructureError("map_tasks(fn)", "tensors as results", type(x).__name__, at=path)
         return tuple(found)
 
     return flat, [leaves[i] for i in slots], [axes[i] for i in slots], result

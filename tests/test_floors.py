@@ -12,8 +12,8 @@ ROOT = Path(metaopt.__file__).parent
 # A room is a top-level file or folder; inside a folder, files may import one another.
 FLOORS = {
     0: ["errors", "progress", "_version"],
-    1: ["tree", "types", "exact", "peek", "skeleton", "fingerprint", "replay"],
-    2: ["show", "peak", "optim", "tasks", "functional", "recompute", "lower", "workers"],
+    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "fingerprint", "replay"],
+    2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "lower", "workers"],
     3: ["step", "linsolve", "revolve", "compiled", "compiling"],
     4: ["memory", "root", "compiled_gradient"],
     5: ["compiled_loop", "compiled_map"],
