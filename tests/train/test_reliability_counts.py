@@ -60,19 +60,21 @@ def test_a_bad_input_counts_where_its_text_names_a_place() -> None:
 
 def test_outer_steps_leave_nothing_alive(tmp_path: Path) -> None:
     task = mo.maml(lambda p, b: ((p["w"] * b) ** 2).mean(), mo.optim.sgd(lr=0.1), num_steps=2)
-    blocks = [0] * 60
+    blocks, objects = [0] * 10, [0] * 10
 
     def draw(step: int) -> Any:
         x = torch.randn(2, 4)
         return mo.Episode(x, x)
 
     def measure(event: mo.train.Step) -> None:
-        if event.step % 10 == 0:
+        if event.step % 100 == 0:  # as many lines wait in the log's buffer each time
             gc.collect()
-            blocks[event.step // 10 - 1] = sys.getallocatedblocks()
+            objects[event.step // 100 - 1] = len(gc.get_objects())
+            blocks[event.step // 100 - 1] = sys.getallocatedblocks()
 
-    mo.train.fit(
-        mo.map_tasks(task), {"w": torch.ones(4)}, draw, num_steps=600, out=tmp_path, callbacks=[measure]
-    )
-    # an object that stayed alive at every step would be 300 blocks; caches of the interpreter fill up slowly
-    assert max(blocks[50:]) - max(blocks[20:30]) < 150
+    run: dict[str, Any] = {"num_steps": 1000, "checkpoint_every": 20, "callbacks": [measure]}
+    mo.train.fit(mo.map_tasks(task), {"w": torch.ones(4)}, draw, out=tmp_path, **run)
+    # the caches of the interpreter are full after some 500 steps; one object left alive by every step
+    # from there on would be 400 more, and one left by every checkpoint 20
+    assert max(blocks[8:]) - max(blocks[4:6]) < 100
+    assert max(objects[8:]) - max(objects[4:6]) < 20
