@@ -31,7 +31,9 @@ __all__ = [
 
 
 def check_problem(where: str, problem: Problem) -> None:
-    """Raise CaptureError where a loss captured a tensor that needs a gradient."""
+    """Raise ArgumentError for what is no Problem, CaptureError where a loss captured a gradient's tensor."""
+    if not isinstance(problem, Problem):
+        raise ArgumentError(f"{where}(problem)", "a hypergrad.Problem", type(problem).__name__)
     if not torch.compiler.is_compiling():
         losses = [f for f in (problem.loss_fn, problem.outer_loss) if f is not None]
         check_captured(f"{where}(problem)", *losses)

@@ -14,7 +14,7 @@ from metaopt.step import Order, check_optimizer
 from metaopt.types import LossFn, Meta, Optimizer
 from metaopt.unroll import Memory, unroll
 
-__all__ = ["Problem", "Rollout", "complete", "count_steps", "outer", "rollout", "segment"]
+__all__ = ["Problem", "Rollout", "complete", "count_steps", "outer", "rollout", "segment", "stops"]
 
 
 class Problem(NamedTuple):
@@ -68,6 +68,8 @@ class Rollout(NamedTuple):
 
 def complete(where: str, problem: Problem, phi: Any) -> Meta:
     """φ as a Meta without gaps, its trees checked."""
+    if not isinstance(problem, Problem):
+        raise ArgumentError(f"{where}(problem)", "a hypergrad.Problem", type(problem).__name__)
     meta = phi if isinstance(phi, Meta) else Meta(phi)
     params = problem.params if meta.params is None else meta.params
     if params is None:

@@ -221,3 +221,26 @@ def test_workers_give_the_loops_gradient(workers: int) -> None:
 def test_bad_workers_are_refused(options: Any) -> None:
     with pytest.raises(mo.errors.ArgumentError, match=r"map_tasks\(workers\): expected"):
         mo.map_tasks(lambda p, e: p, **options)
+
+
+@pytest.mark.parametrize("held", ["tensor", "module"])
+def test_workers_refuse_what_would_lose_its_gradient(held: str) -> None:
+    scale = torch.tensor(2.0, requires_grad=True) if held == "tensor" else nn.Linear(1, 1)
+    fn = lambda p, e: (scale * p * e if isinstance(scale, Tensor) else scale(p * e)).sum()
+    mapped = mo.map_tasks(fn, how="loop", workers=2)
+    with pytest.raises(mo.errors.CaptureError, match=r"map_tasks\(fn\)"):
+        mapped(torch.ones(1), torch.ones(4, 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"chunk_size": 2}])
+def test_workers_draw_from_a_seed(options: Any) -> None:
+    fn = lambda p, e: (p * torch.rand(3) * e).sum()
+    theta = torch.ones((), requires_grad=True)
+
+    def run(**more: Any) -> Any:
+        out = mo.map_tasks(fn, how="loop", **options, **more)(theta, torch.ones(4))
+        return out, torch.autograd.grad(out.sum(), theta)
+
+    torch.testing.assert_close(run(workers=2, seed=3), run(seed=3))
+    with pytest.raises(mo.errors.ArgumentError, match=r"map_tasks\(seed\): expected a seed"):
+        run(workers=2)
