@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import itertools
 import logging
+import random
+import sys
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
@@ -28,12 +32,40 @@ from metaopt.errors import CompileError
 from metaopt.exact import exact
 from metaopt.fingerprint import fingerprint
 
-__all__ = ["Compiled", "Owner", "compile_report", "compiled", "forget_compiled", "owner"]
+__all__ = [
+    "Compiled",
+    "Owner",
+    "compile_report",
+    "compiled",
+    "dry_run",
+    "forget_compiled",
+    "kind_of",
+    "owner",
+]
 
 logger = logging.getLogger("metaopt")
 Flat = Callable[..., tuple[Sequence[Tensor], Any]]
 _LIMIT = 128  # compiled functions kept; the one that was not called for longest goes first
-_cache: OrderedDict[Any, Compiled] = OrderedDict()
+
+
+class Table(OrderedDict[Any, Any]):
+    """What is remembered of the kinds of call that were made last, until `forget_compiled`."""
+
+    all: ClassVar[list[Table]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        Table.all.append(self)
+
+    def keep(self, key: Any, value: Any) -> Any:
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > _LIMIT:
+            self.popitem(last=False)
+        return value
+
+
+_cache = Table()
 
 
 class Compiled(NamedTuple):
@@ -42,11 +74,13 @@ class Compiled(NamedTuple):
     name: str
     run: Callable[..., Any] | None  # None where it stayed eager
     captured: list[Tensor]
+    taken: Any  # the kinds of what was captured
     aux: Any
-    backend: str
+    backend: Any
     seconds: float
     operations: int
     reason: str
+    joint: bool = False  # whether the gradient is compiled with the value
 
     def __repr__(self) -> str:
         state = f"{self.backend}, {self.seconds:.1f} s" if self.run else f"eager: {self.reason}"
@@ -60,7 +94,7 @@ class Owner(NamedTuple):
     anchors: list[Any]  # what was compared by identity must live as long as the token
 
 
-_tokens: OrderedDict[Any, Owner] = OrderedDict()
+_tokens = Table()
 _numbers = itertools.count()
 
 
@@ -68,16 +102,11 @@ def owner(static: Any, *values: Any) -> Owner:
     """The owner that stands for a hashable and for values (functions among them) by `fingerprint`."""
     found, anchors = fingerprint(values)
     key = (static, found)
-    if key not in _tokens:
-        _tokens[key] = Owner(next(_numbers), anchors)
-        while len(_tokens) > _LIMIT:
-            _tokens.popitem(last=False)
-    _tokens.move_to_end(key)
-    return _tokens[key]
+    return _tokens.keep(key, _tokens.get(key) or Owner(next(_numbers), anchors))
 
 
 def compiled(
-    name: str, fn: Flat, tensors: Sequence[Tensor], owner: Owner, backend: str, more: Any = None
+    name: str, fn: Flat, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return ``fn(*tensors) -> (tensors, aux)``, compiled at the first call of its kind.
 
@@ -89,16 +118,12 @@ def compiled(
     Raises: CompileError where ``fn`` cannot be traced or compiled; said once, remembered after.
     Cost: the first call takes seconds to minutes; later ones, some ten microseconds to look it up.
     """
-    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    kinds = tuple(_kind(x, track) for x in tensors)
-    key = (name, owner.token, more, backend, track, kinds, exact.always_on(), _autocast())
+    key = kind_of(name, tensors, owner, backend, more)
     entry = _cache.get(key)
-    if entry is None:
-        entry = _cache[key] = _compile(name, fn, tensors, backend, track)
-        while len(_cache) > _LIMIT:
-            _cache.popitem(last=False)
-    else:
-        _cache.move_to_end(key)
+    if entry is None or entry.taken != _kinds(entry.captured):
+        track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        entry = _compile(name, fn, tensors, backend, track)._replace(joint=more == "gradients")
+    _cache.keep(key, entry)
     if entry.run is None:
         raise CompileError(f"compile({name})", "a function that can be traced", entry.reason)
     return tuple(entry.run(*tensors, *entry.captured)), entry.aux
@@ -111,8 +136,15 @@ def compile_report() -> list[Compiled]:
 
 def forget_compiled() -> None:
     """Drop every compiled function, and the tensors and modules that they hold."""
-    _cache.clear()
-    _tokens.clear()
+    for table in Table.all:
+        table.clear()
+
+
+def kind_of(name: str, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None) -> Any:
+    """A key that is equal for calls which the same compiled code can serve."""
+    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    kinds = tuple(_kind(x, track) for x in tensors)
+    return name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _ambient()
 
 
 def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
@@ -120,48 +152,83 @@ def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
     return x.shape, x.stride(), x.dtype, x.device, needed, type(x) if type(x) is not Tensor else None
 
 
-def _autocast() -> tuple[Any, ...]:
+def _kinds(captured: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple(_kind(x, torch.is_grad_enabled()) for x in captured)
+
+
+def _ambient() -> tuple[Any, ...]:
+    """What torch is set to, which code may read without a name for it."""
+    here = torch.get_default_dtype(), torch.get_default_device()
     if not torch._C._is_any_autocast_enabled():
-        return ()
+        return here
     devices = ("cpu", "cuda")
-    return tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
+    return here + tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
 
 
-def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: str, track: bool) -> Compiled:
+def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track: bool) -> Compiled:
     start, count, aux, reason = time.perf_counter(), _Count(), None, ""
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
     try:
-        captured, size, aux = _dry_run(fn, tensors, count)
-        run = _backend(fn, tensors, captured, size, backend, track)
+        with count:
+            (outputs, aux), captured = dry_run(fn, tensors)
+        if count.random:
+            raise _draws(count.random)
+        track = track or (torch.is_grad_enabled() and any(x.requires_grad for x in captured))
+        run = _backend(fn, tensors, captured, len(outputs), backend, track)
     except Exception as error:  # whatever the tracer or the compiler could not do, eager code can
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         logger.warning("metaopt: %s stays eager. %s", name, reason)
     seconds = time.perf_counter() - start
-    return Compiled(name, run, captured, aux, backend, seconds, count.operations, reason)
+    return Compiled(name, run, captured, _kinds(captured), aux, backend, seconds, count.operations, reason)
 
 
-def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[Tensor], int, Any]:
-    """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
+def dry_run(
+    fn: Callable[..., Any], tensors: Sequence[Tensor], track: bool = False
+) -> tuple[Any, list[Tensor]]:
+    """Run on fake tensors; return what came out, and which real tensors were captured.
+
+    ``track``: what needs a gradient is tracked, so that what comes out tells whether it does.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    capture = _Captured({})
-    with torch.no_grad(), mode:
-        fake = [_example(x, False) for x in tensors]
-        with capture, count:
-            outputs, aux = fn(*fake)
-    if count.random:
-        raise CompileError(
-            "compile",
-            "draws from a seed",
-            f"torch's generator ({count.random})",
-            "",
-            "Pass map_tasks(seed=).",
-        )
-    return list(capture.found.values()), len(outputs), aux
+    capture, dice = _Captured({}), _Dice()
+    with torch.set_grad_enabled(track), mode:
+        fake = [_example(x, track) for x in tensors]
+        with capture:
+            out = fn(*fake)
+    if dice.put_back():
+        raise _draws("random's or numpy's")
+    return out, list(capture.found.values())
+
+
+def _draws(whose: str) -> CompileError:
+    remedy = "Pass map_tasks(seed=), and draw by torch."
+    return CompileError("compile", "draws from a seed", f"a generator's ({whose})", "", remedy)
+
+
+class _Dice:
+    """Python's and numpy's generators, whose draws would be constants of compiled code."""
+
+    def __init__(self) -> None:
+        self.numpy: Any = sys.modules.get("numpy")
+        self.before = self.state()
+
+    def state(self) -> tuple[Any, ...]:
+        drawn = self.numpy.random.get_state() if self.numpy else ()
+        return random.getstate(), tuple(x.tobytes() if hasattr(x, "tobytes") else x for x in drawn), drawn
+
+    def put_back(self) -> bool:
+        """Undo what was drawn; tell whether anything was."""
+        rolled = self.state()[:2] != self.before[:2]
+        if rolled:
+            random.setstate(self.before[0])
+            if self.numpy:
+                self.numpy.random.set_state(self.before[2])
+        return rolled
 
 
 def _backend(
-    fn: Flat, tensors: Sequence[Tensor], captured: list[Tensor], size: int, backend: str, track: bool
+    fn: Flat, tensors: Sequence[Tensor], captured: list[Tensor], size: int, backend: Any, track: bool
 ) -> Callable[..., Any]:
     """Let the backend trace ``fn`` as the one node of a graph."""
     number = len(tensors)
@@ -178,14 +245,20 @@ def _backend(
     # _dynamo's table of backends; dynamo itself, which cannot follow torch.func into modules, is not used
     from torch._dynamo.backends.registry import lookup_backend
     from torch._functorch import config
+    from torch._functorch._aot_autograd import graph_compile
 
     examples = [_example(x, track) for x in (*tensors, *captured)]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with (
         torch.set_grad_enabled(track),
         tracing(TracingContext(mode)),
-        config.patch(enable_autograd_cache=False),  # it keys graphs, and ours has one opaque node
+        # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later
+        config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        # and takes what was saved as it finds it: it may be called again, by retain_graph=True
+        patch.object(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_: []),
+        warnings.catch_warnings(),
     ):
+        warnings.simplefilter("ignore")  # of torch's compiler, about itself
         return lookup_backend(backend)(fx.GraphModule({}, graph), examples)
 
 

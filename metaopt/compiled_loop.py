@@ -36,7 +36,7 @@ class Loop(NamedTuple):
     per_step_hparams: bool
     num_steps: int
     memory: Memory
-    backend: str
+    backend: Any
 
     def __call__(self, params: Any, state: Any, buffers: Any, batch: Any, hparams: Any, phi: Any) -> Unrolled:
         """Raises: CompileError where the step cannot be compiled."""

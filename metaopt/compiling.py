@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
 from metaopt.errors import ArgumentError
@@ -21,7 +22,7 @@ class Compile(NamedTuple):
     """
 
     how: Way = "step"
-    backend: str = "inductor"
+    backend: str | Callable[..., Any] = "inductor"
 
 
 def as_compile(where: str, choice: Any, ways: tuple[str, ...]) -> Compile | None:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
-from metaopt.exact import exact
+from metaopt.exact import exact, paused
+from metaopt.gradient import value_and_gradient
 from metaopt.types import LossFn, Optimizer
 
 __all__ = ["Order", "check_optimizer", "check_order", "inner_step"]
@@ -64,7 +65,8 @@ def inner_step(
             StructureError if trees differ.
     Cost: one forward and one backward pass of the loss.
 
-    >>> opt = __import__("metaopt").optim.sgd(lr=0.1)
+    >>> import torch, metaopt as mo
+    >>> opt = mo.optim.sgd(lr=0.1)
     >>> theta = torch.tensor(3.0)
     >>> inner_step(lambda p, b: (p - b) ** 2, opt, theta, opt.init(theta), torch.tensor(1.0))[0]
     tensor(2.6000)
@@ -77,8 +79,8 @@ def inner_step(
 
     threaded: Any = loss_fn
 
-    def loss_of(leaves: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
-        params, moved = tree.unflatten(structure, leaves), ()
+    def loss_of(leaves: Sequence[Tensor]) -> tuple[Tensor, Any]:
+        params, moved = tree.unflatten(structure, leaves), None
         with exact():
             if buffers is None:
                 loss = loss_fn(params, batch, *phi)
@@ -91,9 +93,10 @@ def inner_step(
             )
         return loss, moved
 
-    grads, (loss, moved) = torch.func.grad_and_value(loss_of, has_aux=True)(tuple(leaves))
+    with paused():
+        loss, grads, moved = value_and_gradient(loss_of, leaves, twice=order == 2)
     if order == 1:
-        grads = tree.detach(grads)
+        grads = [g.detach() for g in grads]
     grads = tree.unflatten(structure, grads)
     params, state = opt.update(params, state, grads, opt.hparams if hparams is None else hparams)
     return (params, state, loss) if buffers is None else (params, state, loss, moved)

@@ -127,12 +127,12 @@ def _of_step(hparams: Any, j: int) -> Any:
 
 
 def _check_steps(hparams: Any, num_steps: int) -> None:
-    for path, leaf in zip(tree.paths(hparams), tree.leaves(hparams), strict=True):
+    for i, leaf in enumerate(tree.leaves(hparams)):
         if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] != num_steps:
             raise StructureError(
                 "unroll(hparams)",
                 f"{num_steps} steps on axis 0",
                 str(leaf.shape[0]),
-                at=path,
+                at=tree.paths(hparams)[i],
                 remedy="Give one value a step, or per_step_hparams=False.",
             )

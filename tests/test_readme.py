@@ -1,4 +1,4 @@
-"""README's Python blocks run, in order, as one script; its commands are the ones that exist."""
+"""A page's Python blocks run, in order, as one script; its commands are the ones that exist."""
 
 import re
 from pathlib import Path
@@ -7,23 +7,40 @@ import pytest
 
 from metaopt.__main__ import main
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+README = ROOT / "README.md"
 TEXT = README.read_text()
+PAGES = [
+    README,
+    ROOT / "metaopt/algorithms/README.md",
+    ROOT / "metaopt/train/README.md",
+]  # the door's has its own test
 
 
-def test_code_blocks_run() -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE)
-    assert len(blocks) >= 3
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_code_blocks_run(page: Path) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
     names: dict[str, object] = {}
     for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
-    assert float(names["d_beta2"]) != 0.0  # type: ignore[arg-type]
+        exec(compile(block, str(page), "exec"), names)
+    assert "mo" in names, "a page has an example"
 
 
-def test_pictures_exist() -> None:
-    pictures = re.findall(r"!\[.*?\]\((.*?)\)", TEXT)
-    assert pictures
-    assert all((README.parent / picture).is_file() for picture in pictures)
+def test_a_meta_gradient_of_the_readme_is_a_number() -> None:
+    block = next(b for b in re.findall(r"^```python\n(.*?)^```", TEXT, re.DOTALL | re.MULTILINE))
+    names: dict[str, object] = {}
+    exec(compile(block, str(README), "exec"), names)
+    assert all(float(p.grad.abs().sum()) > 0 for p in names["params"].values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [README, *sorted((ROOT / "metaopt").glob("*/README.md"))],
+    ids=lambda page: str(page.relative_to(ROOT)),
+)
+def test_links_and_pictures_lead_somewhere(page: Path) -> None:
+    links = [x for x in re.findall(r"\]\(([^)#]+)\)", page.read_text()) if "://" not in x]
+    assert all((page.parent / link).exists() for link in links)
 
 
 def test_opens_with_two_commands() -> None:

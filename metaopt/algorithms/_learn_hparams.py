@@ -14,6 +14,7 @@ from metaopt.errors import ArgumentError, check_at_least
 from metaopt.hypergrad import Problem, unrolled
 from metaopt.hypergrad._differentiate import moving
 from metaopt.optim._adam import adam
+from metaopt.progress import progress
 from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Meta, Optimizer
 
@@ -103,7 +104,7 @@ def learn_hparams(
                 "learn_hparams(hparams)", inside, str(leaves[i].tolist()), tree.paths(phi)[i], remedy
             )
     state, values = outer.init(z), []
-    for _ in range(meta_steps):
+    for _ in progress(range(meta_steps), "learn_hparams"):
         some, pull, *_ = torch.func.vjp(value_of, *z)
         estimate = estimator(problem, Meta(None, whole(some)))
         found = tree.leaves(estimate.grad.hparams)

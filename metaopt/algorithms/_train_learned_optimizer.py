@@ -16,6 +16,7 @@ from metaopt.hypergrad._differentiate import moving
 from metaopt.optim._adam import adam
 from metaopt.optim._chain import chain
 from metaopt.optim._clip import clip_by_global_norm
+from metaopt.progress import progress
 from metaopt.step import check_optimizer, check_order
 from metaopt.types import Optimizer
 
@@ -133,7 +134,7 @@ def train_learned_optimizer(
         carry = MetaCarry(signs, xi, 0, outer.init(theta))
     inner, xi, first, meta_state = carry
     losses, step = [], first
-    for step in range(first + 1, first + 1 + meta_steps):
+    for step in progress(range(first + 1, first + 1 + meta_steps), "train_learned_optimizer"):
         if estimator == "truncated":
             grad, value, inner = truncated_window(run, theta, inner)
         else:

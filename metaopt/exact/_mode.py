@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -20,7 +25,7 @@ from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
 from metaopt.exact._weights import bilinear, weight_norm
 
-__all__ = ["exact", "rewrites"]
+__all__ = ["exact", "paused", "rewrites"]
 
 
 class _Local(threading.local):
@@ -208,22 +213,28 @@ class exact(TorchFunctionMode):
     def __enter__(self) -> exact:
         # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward
         # pass under a mode, the mode is off, and has to be entered anew.
-        depth = _len_torch_function_stack()
-        on = [_get_function_stack_at(i) for i in range(depth)] if depth else ()
         self.counted = self.always
         _local.always += self.counted
         _local.twice += self.twice
         self.always = _local.always > 0
-        self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
+        self.idle = self._is_on()
         if not self.idle:
-            super().__enter__()
+            _push_on_torch_function_stack(self)
         return self
+
+    def _is_on(self) -> bool:
+        """Whether a mode further out does all that this one would; the innermost is looked at first."""
+        for i in reversed(range(_len_torch_function_stack())):
+            mode = _get_function_stack_at(i)
+            if isinstance(mode, exact) and (mode.always or not self.always):
+                return True
+        return False
 
     def __exit__(self, *exc: Any) -> None:
         _local.always -= self.counted
         _local.twice -= self.twice
         if not self.idle:
-            super().__exit__(*exc)
+            _pop_torch_function_stack()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         rewrite = _TABLE.get(func)
@@ -232,10 +243,31 @@ class exact(TorchFunctionMode):
         kwargs = kwargs or {}
         if not rewrite.when(self.always, args, kwargs):
             return func(*args, **kwargs)
-        log = _local.log
-        if log is not None and rewrite.why:
-            log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
+        if _local.log is not None and rewrite.why:
+            _local.log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
         return rewrite.fn(*args, **kwargs)
+
+
+class paused:
+    """A context in which the `exact` that the caller stands in is off: a microsecond less a torch call.
+
+    For what this library itself computes, which is nothing in the table; an `exact` entered inside is on.
+
+    >>> with exact(), paused():
+    ...     exact.innermost()
+    False
+    """
+
+    __slots__ = ("modes",)
+
+    def __enter__(self) -> None:
+        self.modes: list[Any] = []
+        while exact.innermost():
+            self.modes.append(_pop_torch_function_stack())
+
+    def __exit__(self, *exc: Any) -> None:
+        while self.modes:
+            _push_on_torch_function_stack(self.modes.pop())
 
 
 @contextmanager
