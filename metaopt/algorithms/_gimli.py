@@ -89,9 +89,7 @@ def gimli(
             return val_loss_fn(params, val_batch) if val_loss_fn else loss_fn(params, val_batch, *phi.phi)
 
     def init(params: Any, phi: Meta) -> GimliState:
-        if not isinstance(phi, Meta) or phi.params is not None:
-            got = "one with params" if isinstance(phi, Meta) else type(phi).__name__
-            raise ArgumentError("gimli.init(phi)", "a Meta(None, hparams, phi)", got)
+        _check_phi(phi)
         return GimliState(params, opt.init(params), phi, meta_opt.init(_learned(phi)))
 
     def step(now: GimliState, batch: Any, val_batch: Any, lookahead: Any = None) -> tuple[GimliState, Any]:
@@ -116,6 +114,12 @@ def gimli(
         return GimliState(params, state, phi, meta_state), (loss, found)
 
     return Gimli(init, step)
+
+
+def _check_phi(phi: Any) -> None:
+    if not isinstance(phi, Meta) or phi.params is not None:
+        got = "one with params" if isinstance(phi, Meta) else type(phi).__name__
+        raise ArgumentError("gimli.init(phi)", "a Meta(None, hparams, phi)", got)
 
 
 def _points(num_meta_updates: int, num_lookahead: int, evaluate_at: Sequence[int] | None) -> set[int]:

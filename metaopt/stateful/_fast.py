@@ -116,7 +116,9 @@ class FastModule(_Layer):
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Tensor]:
         """P[time], in the order of the model's own parameters; the latest where None."""
-        return iter(self._weights.at(time))
+        if recurse:
+            return iter(self._weights.at(time))
+        return (p for _, p in self.named_parameters(recurse=False, time=time))
 
     def named_parameters(
         self,
@@ -128,7 +130,7 @@ class FastModule(_Layer):
         """P[time] with the names of the model's own parameters."""
         dot = prefix + "." if prefix else ""
         pairs = zip(self._weights.names, self._weights.at(time), strict=True)
-        return ((dot + name, p) for name, p in pairs)
+        return ((dot + name, p) for name, p in pairs if recurse or "." not in name)
 
     def __call__(
         self, *args: Any, params: Iterable[Tensor] | Mapping[str, Tensor] | None = None, **kwargs: Any
