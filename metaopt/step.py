@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from metaopt import tree
@@ -52,7 +51,8 @@ def inner_step(
     Raises: ArgumentError if the loss is no scalar; StructureError if trees differ.
     Cost: one forward and one backward pass of the loss.
 
-    >>> opt = __import__("metaopt").optim.sgd(lr=0.1)
+    >>> import torch, metaopt as mo
+    >>> opt = mo.optim.sgd(lr=0.1)
     >>> theta = torch.tensor(3.0)
     >>> inner_step(lambda p, b: (p - b) ** 2, opt, theta, opt.init(theta), torch.tensor(1.0))[0]
     tensor(2.6000)

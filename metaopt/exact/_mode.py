@@ -28,7 +28,6 @@ from metaopt.exact._weights import bilinear, weight_norm
 __all__ = ["exact", "paused", "rewrites"]
 
 
-
 class _Local(threading.local):
     """What this thread has entered."""
 
