@@ -27,7 +27,7 @@ def value_and_gradient(
 
     Args: twice: the gradient will be differentiated; else it is a constant, and its graph is not built.
 
-    >>> value_and_gradient(lambda xs: ((xs[0] ** 2).sum(), None), [torch.tensor([1.0, 2.0])])[:2]
+    >>> value_and_gradient(lambda xs: ((xs[0] ** 2).sum(), ()), [torch.tensor([1.0, 2.0])])[:2]
     (tensor(5.), [tensor([2., 4.])])
     """
     if torch.compiler.is_compiling():
@@ -43,8 +43,9 @@ def value_and_gradient(
                 found = _gradient(value, inputs, twice)
             grads = [functorch._unwrap_for_grad(g, level) for g in found]
             value = functorch._unwrap_for_grad(value, level)
-            if aux is not None:
-                aux = tree.map(lambda x: functorch._unwrap_for_grad(x, level), aux)
+            leaves, structure = tree.flatten(aux)
+            if leaves:
+                aux = tree.unflatten(structure, [functorch._unwrap_for_grad(x, level) for x in leaves])
         finally:
             functorch._grad_decrement_nesting()
     return value, grads, aux

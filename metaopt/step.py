@@ -80,7 +80,7 @@ def inner_step(
     threaded: Any = loss_fn
 
     def loss_of(leaves: Sequence[Tensor]) -> tuple[Tensor, Any]:
-        params, moved = tree.unflatten(structure, leaves), None
+        params, moved = tree.unflatten(structure, leaves), ()
         with exact():
             if buffers is None:
                 loss = loss_fn(params, batch, *phi)
