@@ -122,7 +122,7 @@ def measure(work: Work, names: list[str], quick: bool, clock: Any = time.perf_co
 
 def show(name: str, row: dict[str, Any]) -> None:
     here = times(row)
-    mine = min(ms for peer, ms in here.items() if peer.startswith("metaopt"))
+    mine = min((ms for peer, ms in here.items() if peer.startswith("metaopt")), default=min(here.values()))
     print(f"\n{name}: ms, median (quartiles); ratio to our fastest, and to our eager path")
     for peer, cell in row.items():
         if "missing" in cell:

@@ -19,7 +19,7 @@ from torch._C._functorch import get_interpreter_stack
 from metaopt import tree
 from metaopt.errors import CaptureError
 from metaopt.exact import current_draws, exact, seeded
-from metaopt.replay import Dice, bare, jvp, moves, plain_vjp, restricted
+from metaopt.replay import Dice, autocast_as_now, bare, jvp, moves, plain_vjp, restricted
 
 __all__ = ["capture_error", "captured", "check_captured", "recompute"]
 
@@ -134,8 +134,8 @@ def check_captured(where: str, *functions: Callable[..., Any]) -> None:
 def recompute(f: Callable[..., Any], *args: Any) -> Any:
     """Return ``f(*args)``, keeping the arguments alone for its derivative.
 
-    Random draws are repeated as they fell, `seeded` ones and torch's own. Args and result are pytrees
-    of tensors; what else is among the arguments is passed as it is.
+    Random draws are repeated as they fell, `seeded` ones and torch's own, under autocast as it was. Args
+    and result are pytrees of tensors; what else is among the arguments is passed as it is.
 
     Args: f: a pure function; everything that needs a gradient is an argument (`check_captured`).
     Raises: CaptureError where a tensor that needs a gradient was captured all the same.
@@ -164,7 +164,7 @@ def recompute(f: Callable[..., Any], *args: Any) -> Any:
         return tuple(outputs)
 
     dice = Dice()
-    outputs = _Recomputed.apply(dice.replaying(flat), *tensors)
+    outputs = _Recomputed.apply(dice.replaying(autocast_as_now(flat)), *tensors)
     dice.close()
     if draws is not None:
         draws.count = result[1]

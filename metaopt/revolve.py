@@ -18,7 +18,7 @@ from torch._C._functorch import get_interpreter_stack
 from metaopt import tree
 from metaopt.exact import current_draws, exact, seeded
 from metaopt.recompute import capture_error
-from metaopt.replay import Dice, bare, jvp, moves, plain_vjp, restricted
+from metaopt.replay import Dice, autocast_as_now, bare, jvp, moves, plain_vjp, restricted
 
 __all__ = ["repetitions", "revolve"]
 
@@ -90,7 +90,8 @@ class _Chain:
     """The steps, and the random state before the first."""
 
     def __init__(self, step: Step, width: int, num_steps: int, slots: int) -> None:
-        self.step, self.width, self.num_steps, self.slots = step, width, num_steps, slots
+        self.step = autocast_as_now(step)
+        self.width, self.num_steps, self.slots = width, num_steps, slots
         self.dice = Dice()
 
     def forth(self, carry: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
