@@ -17,7 +17,7 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -32,12 +32,40 @@ from metaopt.errors import CompileError
 from metaopt.exact import exact
 from metaopt.fingerprint import fingerprint
 
-__all__ = ["Compiled", "Owner", "compile_report", "compiled", "forget_compiled", "owner"]
+__all__ = [
+    "Compiled",
+    "Owner",
+    "compile_report",
+    "compiled",
+    "dry_run",
+    "forget_compiled",
+    "kind_of",
+    "owner",
+]
 
 logger = logging.getLogger("metaopt")
 Flat = Callable[..., tuple[Sequence[Tensor], Any]]
 _LIMIT = 128  # compiled functions kept; the one that was not called for longest goes first
-_cache: OrderedDict[Any, Compiled] = OrderedDict()
+
+
+class Table(OrderedDict[Any, Any]):
+    """What is remembered of the kinds of call that were made last, until `forget_compiled`."""
+
+    all: ClassVar[list[Table]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        Table.all.append(self)
+
+    def keep(self, key: Any, value: Any) -> Any:
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > _LIMIT:
+            self.popitem(last=False)
+        return value
+
+
+_cache = Table()
 
 
 class Compiled(NamedTuple):
@@ -52,6 +80,7 @@ class Compiled(NamedTuple):
     seconds: float
     operations: int
     reason: str
+    joint: bool = False  # whether the gradient is compiled with the value
 
     def __repr__(self) -> str:
         state = f"{self.backend}, {self.seconds:.1f} s" if self.run else f"eager: {self.reason}"
@@ -65,7 +94,7 @@ class Owner(NamedTuple):
     anchors: list[Any]  # what was compared by identity must live as long as the token
 
 
-_tokens: OrderedDict[Any, Owner] = OrderedDict()
+_tokens = Table()
 _numbers = itertools.count()
 
 
@@ -73,12 +102,7 @@ def owner(static: Any, *values: Any) -> Owner:
     """The owner that stands for a hashable and for values (functions among them) by `fingerprint`."""
     found, anchors = fingerprint(values)
     key = (static, found)
-    if key not in _tokens:
-        _tokens[key] = Owner(next(_numbers), anchors)
-        while len(_tokens) > _LIMIT:
-            _tokens.popitem(last=False)
-    _tokens.move_to_end(key)
-    return _tokens[key]
+    return _tokens.keep(key, _tokens.get(key) or Owner(next(_numbers), anchors))
 
 
 def compiled(
@@ -94,16 +118,12 @@ def compiled(
     Raises: CompileError where ``fn`` cannot be traced or compiled; said once, remembered after.
     Cost: the first call takes seconds to minutes; later ones, some ten microseconds to look it up.
     """
-    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    kinds = tuple(_kind(x, track) for x in tensors)
-    key = (name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _ambient())
+    key = kind_of(name, tensors, owner, backend, more)
     entry = _cache.get(key)
     if entry is None or entry.taken != _kinds(entry.captured):
-        entry = _cache[key] = _compile(name, fn, tensors, backend, track)
-        while len(_cache) > _LIMIT:
-            _cache.popitem(last=False)
-    else:
-        _cache.move_to_end(key)
+        track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        entry = _compile(name, fn, tensors, backend, track)._replace(joint=more == "gradients")
+    _cache.keep(key, entry)
     if entry.run is None:
         raise CompileError(f"compile({name})", "a function that can be traced", entry.reason)
     return tuple(entry.run(*tensors, *entry.captured)), entry.aux
@@ -116,8 +136,15 @@ def compile_report() -> list[Compiled]:
 
 def forget_compiled() -> None:
     """Drop every compiled function, and the tensors and modules that they hold."""
-    _cache.clear()
-    _tokens.clear()
+    for table in Table.all:
+        table.clear()
+
+
+def kind_of(name: str, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None) -> Any:
+    """A key that is equal for calls which the same compiled code can serve."""
+    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    kinds = tuple(_kind(x, track) for x in tensors)
+    return name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _ambient()
 
 
 def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
@@ -143,9 +170,12 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
     try:
-        captured, size, aux = _dry_run(fn, tensors, count)
+        with count:
+            (outputs, aux), captured = dry_run(fn, tensors)
+        if count.random:
+            raise _draws(count.random)
         track = track or (torch.is_grad_enabled() and any(x.requires_grad for x in captured))
-        run = _backend(fn, tensors, captured, size, backend, track)
+        run = _backend(fn, tensors, captured, len(outputs), backend, track)
     except Exception as error:  # whatever the tracer or the compiler could not do, eager code can
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         logger.warning("metaopt: %s stays eager. %s", name, reason)
@@ -153,25 +183,27 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
     return Compiled(name, run, captured, _kinds(captured), aux, backend, seconds, count.operations, reason)
 
 
-def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[Tensor], int, Any]:
-    """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
+def dry_run(
+    fn: Callable[..., Any], tensors: Sequence[Tensor], track: bool = False
+) -> tuple[Any, list[Tensor]]:
+    """Run on fake tensors; return what came out, and which real tensors were captured.
+
+    ``track``: what needs a gradient is tracked, so that what comes out tells whether it does.
+    """
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     capture, dice = _Captured({}), _Dice()
-    with torch.no_grad(), mode:
-        fake = [_example(x, False) for x in tensors]
-        with capture, count:
-            outputs, aux = fn(*fake)
+    with torch.set_grad_enabled(track), mode:
+        fake = [_example(x, track) for x in tensors]
+        with capture:
+            out = fn(*fake)
     if dice.put_back():
-        count.random = "random's or numpy's"
-    if count.random:
-        raise CompileError(
-            "compile",
-            "draws from a seed",
-            f"a generator's ({count.random})",
-            "",
-            "Pass map_tasks(seed=), and draw by torch.",
-        )
-    return list(capture.found.values()), len(outputs), aux
+        raise _draws("random's or numpy's")
+    return out, list(capture.found.values())
+
+
+def _draws(whose: str) -> CompileError:
+    remedy = "Pass map_tasks(seed=), and draw by torch."
+    return CompileError("compile", "draws from a seed", f"a generator's ({whose})", "", remedy)
 
 
 class _Dice:

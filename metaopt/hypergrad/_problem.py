@@ -10,7 +10,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError, is_count
 from metaopt.exact import exact
-from metaopt.step import Order
+from metaopt.step import Order, check_optimizer
 from metaopt.types import LossFn, Meta, Optimizer
 from metaopt.unroll import Memory, unroll
 
@@ -76,6 +76,7 @@ def complete(where: str, problem: Problem, phi: Any) -> Meta:
         raise ArgumentError(
             f"{where}(phi)", "initial parameters in phi or in the problem", "neither", remedy="Set params."
         )
+    check_optimizer("Problem(opt)", problem.opt)
     hparams = problem.opt.hparams if meta.hparams is None else meta.hparams
     if type(hparams) is not type(problem.opt.hparams):
         kind = type(problem.opt.hparams).__name__

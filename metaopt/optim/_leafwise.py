@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
+from metaopt.exact import paused
 from metaopt.optim._entries import (
     Bounds,
     check_bounds,
@@ -140,6 +141,10 @@ def leafwise(
                 )
 
     def update(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
+        with paused():  # a rule is arithmetic
+            return updated(params, state, grads, hparams_)
+
+    def updated(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(params)
         gradients = gradients_of(f"{name}.update(grads)", grads, params, leaves, structure)
         check_type(

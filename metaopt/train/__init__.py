@@ -1,5 +1,6 @@
 """Training: the outer loop, its checkpoints, many processes, evaluation and pictures."""
 
+from metaopt.exact import tasks_from
 from metaopt.show import dress
 from metaopt.train._checkpoint import Checkpoint, load, restore, save
 from metaopt.train._config import CHOICES, Config, config_for
@@ -58,6 +59,7 @@ __all__ = [
     "shard_params",
     "shard_tasks",
     "start",
+    "tasks_from",
     "train",
 ]
 
