@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_interpreter_stack
+from torch._C import _functorch as functorch
+from torch._functorch.vmap import lazy_load_decompositions
 
 from metaopt import tree
 from metaopt.compiled import Compile, Flat, Way, as_compile, mapped_by, owner
@@ -20,6 +21,7 @@ from metaopt.workers import in_threads
 __all__ = ["How", "choose", "map_tasks"]
 
 How = Literal["auto", "vmap", "loop"]
+_HOOKS = "map_tasks(how='vmap') does not support saved tensor hooks: torch.vmap does not."
 _REMEDY = "Stack episodes with metaopt.tree.stack."
 
 
@@ -92,7 +94,7 @@ def map_tasks(
             tensors, axes = [*tensors, keys], [*axes, 0]
         eager = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
 
-        if workers > 1 and eager is _looped and get_interpreter_stack() is None:
+        if workers > 1 and eager is _looped and functorch.get_interpreter_stack() is None:
             eager = _threaded(min(workers, num_tasks))
 
         def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
@@ -188,7 +190,21 @@ def _num_tasks(args: tuple[Any, ...], dims: tuple[Any, ...]) -> int:
 
 
 def _vmapped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
-    return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+    sizes = {x.shape[0] if a == 0 and x.ndim else -1 for x, a in zip(tensors, axes) if a is not None}
+    if len(sizes) != 1 or -1 in sizes or torch.compiler.is_compiling():
+        return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+    # what torch.vmap does with a flat list whose mapped axes are in front, without its walks over pytrees
+    (size,) = sizes
+    lazy_load_decompositions()
+    with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
+        level = functorch._vmap_increment_nesting(size, "different")
+        try:
+            pairs = zip(tensors, axes, strict=True)
+            mapped = [x if a is None else functorch._add_batch_dim(x, a, level) for x, a in pairs]
+            outputs = flat(*mapped)
+            return tuple(functorch._remove_batch_dim(y, level, size, 0) for y in outputs)
+        finally:
+            functorch._vmap_decrement_nesting()
 
 
 def _threaded(workers: int) -> Callable[..., tuple[Tensor, ...]]:

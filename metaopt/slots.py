@@ -53,11 +53,12 @@ def tables_of(module: nn.Module, names: Mapping[str, str]) -> list[Slot]:
 def lent(slots: Sequence[Slot], values: Mapping[str, Tensor]) -> Iterator[None]:
     """The tensors of ``values`` in the slots, and afterwards what stood there before.
 
+    >>> import torch
     >>> layer = nn.Linear(1, 1)
     >>> slots = tables_of(layer, slots_of(layer)[1])
-    >>> with lent(slots, {"weight": layer.weight * 0, "bias": layer.bias * 0 + 2}):
-    ...     float(layer(layer.weight))
-    2.0
+    >>> with lent(slots, {"weight": torch.ones(1, 1), "bias": torch.zeros(1)}):
+    ...     layer(torch.ones(1))
+    tensor([1.])
     """
     before = [table[name] for table, name, _ in slots]
     try:

@@ -10,6 +10,7 @@ import torch
 from metaopt import tree
 from metaopt.compiled import Compile, Loop, as_compile, count_steps, current_compile
 from metaopt.errors import ArgumentError, CompileError, StructureError, check_at_least
+from metaopt.exact import paused
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
 from metaopt.step import Order, check_optimizer, check_order, inner_step
@@ -73,7 +74,8 @@ def unroll(
     >>> out.params.item(), theta.grad.item()
     (0.125, 0.125)
     """
-    tree.check_parameters("unroll(params)", params)
+    with paused():
+        tree.check_parameters("unroll(params)", params)
     check_optimizer("unroll(opt)", opt)
     check_order("unroll(order)", order)
     if not isinstance(phi, (tuple, list)):  # a tensor would be taken apart into its rows

@@ -115,6 +115,10 @@ def leafwise(
     make_state = type(template)._make
 
     def init(params: Any) -> Any:
+        with paused():
+            return started(params)
+
+    def started(params: Any) -> Any:
         tree.check_parameters(f"{name}.init(params)", params, real)
         leaves, structure = tree.flatten(params)
 
