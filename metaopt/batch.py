@@ -12,9 +12,7 @@ from torch._C import _functorch as functorch
 from torch._functorch.vmap import lazy_load_decompositions
 
 from metaopt import tree
-from metaopt.compiled import owner
-from metaopt.compiled_map import Flat, mapped_by
-from metaopt.compiling import Compile, Way, as_compile
+from metaopt.compiled import Compile, Flat, Way, as_compile, mapped_by, owner
 from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.exact import current_draws, exact, seeded, task_keys, tasks_from
 from metaopt.recompute import check_captured, recompute

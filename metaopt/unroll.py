@@ -8,8 +8,7 @@ from typing import Any, Literal
 import torch
 
 from metaopt import tree
-from metaopt.compiled_loop import Loop
-from metaopt.compiling import Compile, as_compile, count_steps, current_compile
+from metaopt.compiled import Compile, Loop, as_compile, count_steps, current_compile
 from metaopt.errors import ArgumentError, CompileError, StructureError, check_at_least
 from metaopt.exact import paused
 from metaopt.memory import Memory, check_memory, run

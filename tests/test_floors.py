@@ -12,11 +12,11 @@ ROOT = Path(metaopt.__file__).parent
 # A room is a top-level file or folder; inside a folder, files may import one another.
 FLOORS = {
     0: ["errors", "progress", "_version"],
-    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "fingerprint", "replay"],
-    2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "lower", "workers"],
-    3: ["step", "linsolve", "revolve", "compiled", "compiling"],
-    4: ["memory", "root", "compiled_gradient"],
-    5: ["compiled_loop", "compiled_map"],
+    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "replay"],
+    2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "workers"],
+    3: ["step", "linsolve", "revolve"],
+    4: ["memory", "root"],
+    5: ["compiled"],
     6: ["batch"],
     7: ["unroll"],
     8: ["hypergrad"],

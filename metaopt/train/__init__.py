@@ -14,7 +14,7 @@ from metaopt.train._method import Learned, Method
 from metaopt.train._methods import METHODS, make_method
 from metaopt.train._pictures import save_pictures
 from metaopt.train._problem import Problem, conv4, make_problem, mlp
-from metaopt.train._run import Run, resumed_config
+from metaopt.train._run import Run, check_resumed, resumed_config
 from metaopt.train._shards import gather_params, shard_params
 from metaopt.train._writers import CSVWriter, JSONLWriter, TensorBoardWriter, Writer
 
@@ -39,6 +39,7 @@ __all__ = [
     "TensorBoardWriter",
     "Writer",
     "by_autograd",
+    "check_resumed",
     "config_for",
     "conv4",
     "evaluate",

@@ -232,6 +232,9 @@ def _agreed(values: float | dict[str, float]) -> dict[str, float]:
     given = values if isinstance(values, dict) else {"loss": values}
     if not given:
         raise ArgumentError("fit(validate)", "a number, or a dict with one", "{}")
+    for k, v in given.items():
+        if not (v.numel() == 1 if isinstance(v, Tensor) else isinstance(v, (int, float))):
+            raise ArgumentError("fit(validate)", "a number, or a dict of them", repr(v), str(k))
     mine = {str(k): float(v.detach() if isinstance(v, Tensor) else v) for k, v in given.items()}
     return json.loads(from_first(lambda: json.dumps(mine).encode()))
 

@@ -10,8 +10,9 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 from torch.autograd.function import once_differentiable
 
-from metaopt.compiled import Owner, Table, compiled, dry_run, kind_of
-from metaopt.compiling import compiling
+from metaopt.compiled._choice import compiling
+from metaopt.compiled._compiled import Owner, Table, compiled, kind_of
+from metaopt.compiled._trace import dry_run
 
 __all__ = ["losses_with_gradients"]
 

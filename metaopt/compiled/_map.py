@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
-from metaopt.compiled import Owner, Table, compiled
-from metaopt.compiled_gradient import losses_with_gradients
-from metaopt.compiling import Compile, compiling, counting_steps
+from metaopt.compiled._choice import Compile, compiling, counting_steps
+from metaopt.compiled._compiled import Owner, Table, compiled
+from metaopt.compiled._gradient import losses_with_gradients
+from metaopt.compiled._lower import Marks, lowered, raised
 from metaopt.errors import CompileError
-from metaopt.lower import Marks, lowered, raised
 
 __all__ = ["Flat", "mapped_by"]
 
