@@ -8,20 +8,20 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_interpreter_stack
+from torch._C import _functorch as functorch
+from torch._functorch.vmap import lazy_load_decompositions
 
 from metaopt import tree
-from metaopt.compiled import owner
-from metaopt.compiled_map import Flat, mapped_by
-from metaopt.compiling import Compile, Way, as_compile
+from metaopt.compiled import Compile, Flat, Way, as_compile, mapped_by, owner
 from metaopt.errors import ArgumentError, StructureError, is_count
-from metaopt.exact import current_draws, exact, seeded, task_keys
+from metaopt.exact import current_draws, exact, seeded, task_keys, tasks_from
 from metaopt.recompute import check_captured, recompute
 from metaopt.workers import in_threads
 
 __all__ = ["How", "choose", "map_tasks"]
 
 How = Literal["auto", "vmap", "loop"]
+_HOOKS = "map_tasks(how='vmap') does not support saved tensor hooks: torch.vmap does not."
 _REMEDY = "Stack episodes with metaopt.tree.stack."
 
 
@@ -49,7 +49,8 @@ def map_tasks(
           in_dims: one entry an argument, as in torch.vmap: an axis, None, or a tree of these.
           seed: an int or an int64 tensor []; what a task draws (dropout, noise) is then a function of
               the seed and of its position, whatever ``how``, ``chunk_size`` and ``memory``. Change it
-              from one meta-step to the next. None draws from torch's generator, one task after another.
+              from one meta-step to the next. `train.fit` does: there the outer step and the place among
+              the tasks of all ranks count too. None draws from torch's generator, one task after another.
           compile: "step" compiles one inner step and its derivative, in seconds whatever the number of
               steps; "whole" compiles all that ``fn`` does into one graph and its derivative, which is the
               fastest where there are few steps; "auto" measures both beside eager code at the first call;
@@ -87,17 +88,18 @@ def map_tasks(
         if seed is not None:
             keys = task_keys(seed, num_tasks)
         elif outer is not None:  # a map inside a map
-            keys = outer.split(num_tasks)
+            keys = task_keys(outer, num_tasks)
         flat, tensors, axes, result = _flatten(fn, args, dims, keys is not None)
         if keys is not None:
             tensors, axes = [*tensors, keys], [*axes, 0]
         eager = _vmapped if (choose(*args) if how == "auto" else how) == "vmap" else _looped
 
-        if workers > 1 and eager is _looped and get_interpreter_stack() is None:
+        if workers > 1 and eager is _looped and functorch.get_interpreter_stack() is None:
             eager = _threaded(min(workers, num_tasks))
 
         def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
-            return mapped_by(eager, flat, axes, tensors, choice, depends, result)
+            with tasks_from(None):
+                return mapped_by(eager, flat, axes, tensors, choice, depends, result)
 
         if choice is not None:
             static = [x for x in tree.leaves(args) if not isinstance(x, Tensor)]
@@ -152,11 +154,10 @@ def _flatten(
             out = fn(*tree.unflatten(structure, [filled[i] for i in range(len(leaves))]))
         found, shape = tree.flatten(out)
         result[:] = [shape]
-        for path, x in zip(tree.paths(out), found, strict=True):
+        for i, x in enumerate(found):
             if not isinstance(x, Tensor):
-                raise StructureError(
-                    "map_tasks(fn)", "tensors as results", type(x).__name__, at=path or "the result"
-                )
+                path = tree.paths(out)[i] or "the result"
+                raise StructureError("map_tasks(fn)", "tensors as results", type(x).__name__, at=path)
         return tuple(found)
 
     return flat, [leaves[i] for i in slots], [axes[i] for i in slots], result
@@ -189,7 +190,21 @@ def _num_tasks(args: tuple[Any, ...], dims: tuple[Any, ...]) -> int:
 
 
 def _vmapped(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
-    return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+    sizes = {x.shape[0] if a == 0 and x.ndim else -1 for x, a in zip(tensors, axes) if a is not None}
+    if len(sizes) != 1 or -1 in sizes or torch.compiler.is_compiling():
+        return torch.vmap(flat, in_dims=tuple(axes), randomness="different")(*tensors)
+    # what torch.vmap does with a flat list whose mapped axes are in front, without its walks over pytrees
+    (size,) = sizes
+    lazy_load_decompositions()
+    with torch.autograd.graph.disable_saved_tensors_hooks(_HOOKS):
+        level = functorch._vmap_increment_nesting(size, "different")
+        try:
+            pairs = zip(tensors, axes, strict=True)
+            mapped = [x if a is None else functorch._add_batch_dim(x, a, level) for x, a in pairs]
+            outputs = flat(*mapped)
+            return tuple(functorch._remove_batch_dim(y, level, size, 0) for y in outputs)
+        finally:
+            functorch._vmap_decrement_nesting()
 
 
 def _threaded(workers: int) -> Callable[..., tuple[Tensor, ...]]:

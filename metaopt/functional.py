@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from metaopt.errors import ArgumentError, StructureError, VmapError
 from metaopt.exact import Statistics, batched, exact, mapped
 from metaopt.skeleton import skeleton
+from metaopt.slots import Slot, lent, slots_of, tables_of
 
 __all__ = ["Apply", "functional"]
 
@@ -154,6 +155,9 @@ class Apply:
         kwargs: Any,
         statistics: Statistics | None,
     ) -> tuple[Any, Tensors]:
+        if not isinstance(params, Mapping):
+            got, remedy = type(params).__name__, "Call apply(params, x)."
+            raise StructureError("apply(params)", "a dict of parameters by name", got, remedy=remedy)
         if params.keys() != self.params:
             odd = sorted(params.keys() ^ self.params)[0]
             raise StructureError(
@@ -162,25 +166,31 @@ class Apply:
                 f"{'one more' if odd in params else 'none'} at {odd!r}",
             )
         given = {k: b.clone() if k in self.written else b for k, b in buffers.items()}
-        values = {slot: (params if key in self.params else given)[key] for slot, key in self.names.items()}
-        with exact():
+        values: Any = {**given, **params}
+        if torch.compiler.is_compiling():  # which swaps nothing
             # tie_weights=False: torch's own tying turns a module that is registered twice into one
             # with plain tensors for parameters (pytorch/pytorch#164759). Ties are in `names`.
-            # functional_call leaves in `values` what the module has put into its slots.
-            module = self._module()
-            output = torch.func.functional_call(module, values, tuple(args), kwargs, tie_weights=False)
-        for slot, key in self.names.items():
-            if key in self.written and statistics is not None:
-                given[key] = statistics.new(values[slot])
+            placed = {slot: values[key] for slot, key in self.names.items()}
+            with exact():
+                output = torch.func.functional_call(
+                    self.module, placed, tuple(args), kwargs, tie_weights=False
+                )
+            left = {key: placed[slot] for slot, key in self.names.items()}
+        else:
+            module, slots = self._of_thread()
+            with exact(), lent(slots, values):
+                output = module(*args, **kwargs)
+                left = {key: table[name] for table, name, key in slots if key in self.written}
+        if statistics is not None:
+            given |= {key: statistics.new(left[key]) for key in self.written}
         return output, given
 
-    def _module(self) -> nn.Module:
-        """The module to be called by this thread."""
-        if torch.compiler.is_compiling():  # which swaps nothing
-            return self.module
+    def _of_thread(self) -> tuple[nn.Module, list[Slot]]:
+        """The module to be called by this thread, and its slots."""
         if not hasattr(self.own, "module"):
             self.own.module = skeleton(self.module)
-        return self.own.module
+            self.own.slots = tables_of(self.own.module, self.names)
+        return self.own.module, self.own.slots
 
     def __getstate__(self) -> dict[str, Any]:
         return {k: v for k, v in vars(self).items() if k != "own"}
@@ -191,22 +201,6 @@ class Apply:
     def __repr__(self) -> str:
         name = type(self.module).__name__
         return f"Apply({name}, {len(self.params)} params, {len(self.buffers)} buffers)"
-
-
-def _slots(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Every (module, attribute) slot that holds a tensor, once, and the name its tensor goes by."""
-    tensors: dict[str, Tensor] = {}
-    names: dict[str, str] = {}
-    first: dict[int, str] = {}
-    for path, layer in module.named_modules():  # a module registered twice comes once
-        for table in (layer._parameters, layer._buffers):
-            for attribute, tensor in table.items():
-                if tensor is None:
-                    continue
-                slot = f"{path}.{attribute}" if path else attribute
-                names[slot] = first.setdefault(id(tensor), slot)
-                tensors.setdefault(names[slot], tensor)
-    return tensors, names
 
 
 def _of_norms(module: nn.Module, attributes: tuple[str, ...]) -> list[str]:
@@ -280,7 +274,7 @@ def functional(
             layer.track_running_stats = False
         elif isinstance(layer, _NormBase) and batch_norm == "frozen":
             layer.eval()
-    tensors, names = _slots(module)
+    tensors, names = slots_of(module)
     params: Tensors = {k: v for k, v in tensors.items() if isinstance(v, nn.Parameter) and v.requires_grad}
     buffers = {k: v for k, v in tensors.items() if k not in params}
     if num_steps is None:

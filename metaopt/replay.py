@@ -4,14 +4,33 @@ autocast as it was."""
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Dice", "autocast_as_now", "bare", "jvp", "plain_vjp"]
+__all__ = ["Dice", "autocast_as_now", "bare", "jvp", "moves", "plain_vjp", "restricted"]
+
+
+def moves(x: Tensor) -> bool:
+    """Whether a tensor has a derivative: counters and keys go in and out, and have none."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def restricted(
+    f: Any, inputs: Sequence[Tensor], index: list[int], outputs: list[bool]
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """f as a function of the inputs at ``index`` alone, to the outputs that are on, and these inputs."""
+
+    def partial(*moving: Tensor) -> tuple[Tensor, ...]:
+        full = list(inputs)
+        for i, x in zip(index, moving, strict=True):
+            full[i] = x
+        return tuple(y for y, on in zip(f(*full), outputs, strict=True) if on)
+
+    return partial, tuple(inputs[i] for i in index)
 
 
 def plain_vjp(

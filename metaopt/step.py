@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
-from metaopt.exact import exact
+from metaopt.exact import exact, paused
+from metaopt.gradient import value_and_gradient
 from metaopt.types import LossFn, Optimizer
 
-__all__ = ["Order", "inner_step"]
+__all__ = ["Order", "check_optimizer", "check_order", "inner_step"]
 
 Order = Literal[1, 2]
+
+
+def check_order(where: str, order: object) -> None:
+    """Raise `ArgumentError` unless ``order`` is 1 or 2."""
+    if order not in (1, 2):
+        raise ArgumentError(where, "1 or 2", repr(order))
+
+
+def check_optimizer(where: str, opt: object) -> None:
+    """Raise `ArgumentError` unless ``opt`` is an `Optimizer` of pure functions."""
+    if not isinstance(opt, Optimizer):
+        remedy = "Take metaopt.optim.sgd(lr=...), or metaopt.optim.from_torch(opt, model).optimizer."
+        raise ArgumentError(where, "a metaopt.Optimizer", type(opt).__name__, remedy=remedy)
 
 
 def inner_step(
@@ -47,21 +61,25 @@ def inner_step(
           buffers: pytree of tensors, running statistics say, that every step moves on: the loss is
               then called as ``loss_fn(params, batch, *phi, buffers=buffers) -> (loss, buffers)``.
     Returns: (params, state, loss []), the loss taken before the step; with buffers, these as a fourth.
-    Raises: ArgumentError if the loss is no scalar; StructureError if trees differ.
+    Raises: ArgumentError if the loss is no scalar, opt no Optimizer or order neither 1 nor 2;
+            StructureError if trees differ.
     Cost: one forward and one backward pass of the loss.
 
-    >>> opt = __import__("metaopt").optim.sgd(lr=0.1)
+    >>> import torch, metaopt as mo
+    >>> opt = mo.optim.sgd(lr=0.1)
     >>> theta = torch.tensor(3.0)
     >>> inner_step(lambda p, b: (p - b) ** 2, opt, theta, opt.init(theta), torch.tensor(1.0))[0]
     tensor(2.6000)
     """
+    check_optimizer("inner_step(opt)", opt)
+    check_order("inner_step(order)", order)
     leaves, structure = tree.flatten(params)
     if order == 1:
         leaves, phi = [x.detach() for x in leaves], tree.detach(phi)
 
     threaded: Any = loss_fn
 
-    def loss_of(leaves: tuple[Tensor, ...]) -> tuple[Tensor, Any]:
+    def loss_of(leaves: Sequence[Tensor]) -> tuple[Tensor, Any]:
         params, moved = tree.unflatten(structure, leaves), ()
         with exact():
             if buffers is None:
@@ -75,9 +93,10 @@ def inner_step(
             )
         return loss, moved
 
-    grads, (loss, moved) = torch.func.grad_and_value(loss_of, has_aux=True)(tuple(leaves))
+    with paused():
+        loss, grads, moved = value_and_gradient(loss_of, leaves, twice=order == 2)
     if order == 1:
-        grads = tree.detach(grads)
+        grads = [g.detach() for g in grads]
     grads = tree.unflatten(structure, grads)
     params, state = opt.update(params, state, grads, opt.hparams if hparams is None else hparams)
     return (params, state, loss) if buffers is None else (params, state, loss, moved)

@@ -98,13 +98,13 @@ def check_same(where: str, tree: Tree, like: Tree, shapes: bool = False) -> None
         expected = f"a tree with the {len(theirs)} leaves of its counterpart"
         raise StructureError(where, expected, got, remedy="Give both the same structure.")
     if shapes:
-        for path, leaf, other in zip(paths(tree), leaves(tree), leaves(like), strict=True):
+        for i, (leaf, other) in enumerate(zip(leaves(tree), leaves(like), strict=True)):
             if leaf.shape != other.shape:
                 raise StructureError(
                     where,
                     f"shape {list(other.shape)}",
                     f"{list(leaf.shape)}",
-                    at=path or "the leaf",
+                    at=paths(tree)[i] or "the leaf",
                     remedy="Give both the same shapes.",
                 )
 
@@ -112,9 +112,10 @@ def check_same(where: str, tree: Tree, like: Tree, shapes: bool = False) -> None
 def check_parameters(where: str, tree: Tree, real: bool = False) -> None:
     """Raise `StructureError` unless every leaf is a floating-point tensor, complex where not ``real``."""
     found, structure = optree.tree_flatten(tree, none_is_leaf=True)
-    for leaf, accessor in zip(found, structure.accessors(), strict=True):
+    for i, leaf in enumerate(found):
         if isinstance(leaf, Tensor) and (leaf.is_floating_point() or (leaf.is_complex() and not real)):
             continue
+        accessor = structure.accessors()[i]
         got = str(leaf.dtype) if isinstance(leaf, Tensor) else type(leaf).__name__
         raise StructureError(
             where,
@@ -214,13 +215,13 @@ def unstack(tree: Tree) -> list[Tree]:
 def axis_size(where: str, tree: Tree, axis: int = 0, noun: str = "entries", remedy: str = "") -> int:
     """Return the length of ``axis``, which all leaves share; `StructureError` where they do not."""
     size = -1
-    for path, leaf in zip(paths(tree), leaves(tree), strict=True):
+    for i, leaf in enumerate(leaves(tree)):
         if not isinstance(leaf, Tensor) or leaf.ndim <= axis:
             got = f"shape {list(leaf.shape)}" if isinstance(leaf, Tensor) else type(leaf).__name__
-            raise StructureError(where, f"a tensor with an axis {axis}", got, path, remedy)
+            raise StructureError(where, f"a tensor with an axis {axis}", got, paths(tree)[i], remedy)
         if size >= 0 and size != leaf.shape[axis]:  # no `in`: shapes may be symbolic under compile
             expected = f"{size} {noun} on axis {axis} of every leaf"
-            raise StructureError(where, expected, str(leaf.shape[axis]), path, remedy)
+            raise StructureError(where, expected, str(leaf.shape[axis]), paths(tree)[i], remedy)
         size = leaf.shape[axis]
     if size == -1:
         raise StructureError(where, "at least one tensor", "a tree without leaves", "", remedy)

@@ -8,12 +8,12 @@ from typing import Any, Literal
 import torch
 
 from metaopt import tree
-from metaopt.compiled_loop import Loop
-from metaopt.compiling import Compile, as_compile, count_steps, current_compile
-from metaopt.errors import CompileError, StructureError, check_at_least
+from metaopt.compiled import Compile, Loop, as_compile, count_steps, current_compile
+from metaopt.errors import ArgumentError, CompileError, StructureError, check_at_least
+from metaopt.exact import paused
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
-from metaopt.step import Order, inner_step
+from metaopt.step import Order, check_optimizer, check_order, inner_step
 from metaopt.types import LossFn, Optimizer, Unrolled
 
 __all__ = ["Memory", "unroll"]
@@ -74,7 +74,12 @@ def unroll(
     >>> out.params.item(), theta.grad.item()
     (0.125, 0.125)
     """
-    tree.check_parameters("unroll(params)", params)
+    with paused():
+        tree.check_parameters("unroll(params)", params)
+    check_optimizer("unroll(opt)", opt)
+    check_order("unroll(order)", order)
+    if not isinstance(phi, (tuple, list)):  # a tensor would be taken apart into its rows
+        raise ArgumentError("unroll(phi)", "a tuple, (phi,) say", type(phi).__name__)
     hparams = opt.hparams if hparams is None else hparams
     state = opt.init(params) if state is None else state
     stepped = num_steps is None
@@ -123,12 +128,12 @@ def _of_step(hparams: Any, j: int) -> Any:
 
 
 def _check_steps(hparams: Any, num_steps: int) -> None:
-    for path, leaf in zip(tree.paths(hparams), tree.leaves(hparams), strict=True):
+    for i, leaf in enumerate(tree.leaves(hparams)):
         if isinstance(leaf, torch.Tensor) and leaf.ndim and leaf.shape[0] != num_steps:
             raise StructureError(
                 "unroll(hparams)",
                 f"{num_steps} steps on axis 0",
                 str(leaf.shape[0]),
-                at=path,
+                at=tree.paths(hparams)[i],
                 remedy="Give one value a step, or per_step_hparams=False.",
             )

@@ -261,3 +261,36 @@ def test_running_statistics_under_vmap_name_the_layer_and_the_way_out() -> None:
         torch.testing.assert_close(meta_loss("vmap", **options), meta_loss("loop", **options))
     meta_loss("loop")
     assert all(torch.equal(v, before[k]) for k, v in module.state_dict().items())
+
+
+def test_value_and_gradient_is_torch_funcs() -> None:
+    from metaopt.gradient import value_and_gradient
+
+    def f(xs: Any) -> Any:
+        return (xs[0] ** 3).sum() * scale.sin(), {"twice": 2 * xs[0]}
+
+    x = torch.tensor([1.0, 2.0], dtype=torch.float64, requires_grad=True)
+    unused = torch.ones(3, dtype=torch.float64)
+    scale = torch.tensor(0.7, dtype=torch.float64, requires_grad=True)
+    value, grads, aux = value_and_gradient(f, [x, unused])
+    theirs, (expected, their_aux) = torch.func.grad_and_value(f, has_aux=True)((x, unused))
+    torch.testing.assert_close((value, *grads, aux["twice"]), (expected, *theirs, their_aux["twice"]))
+    ours = torch.autograd.grad(grads[0].sum(), [x, scale])
+    torch.testing.assert_close(ours, torch.autograd.grad(theirs[0].sum(), [x, scale]))
+
+    constant = value_and_gradient(f, [x.detach(), unused], twice=False)[1]
+    torch.testing.assert_close(constant[0], theirs[0].detach())
+    assert not constant[0].requires_grad, "a gradient that nobody differentiates has no graph"
+
+
+def test_exact_paused_is_off_and_comes_back() -> None:
+    from metaopt.exact import exact, paused
+
+    with exact(), exact(always=True):
+        with paused():
+            assert not exact.innermost()
+            with exact() as inner:
+                assert exact.innermost()
+                assert inner.always
+        assert exact.innermost()
+    assert not exact.innermost()

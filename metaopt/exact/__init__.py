@@ -6,9 +6,9 @@ on the day torch is mended.
 """
 
 from metaopt.exact._levels import batched, mapped, transformed
-from metaopt.exact._mode import exact, rewrites
+from metaopt.exact._mode import exact, paused, rewrites
 from metaopt.exact._norms import Statistics, collecting
-from metaopt.exact._random import advance, current_draws, seeded, task_keys, unseeded
+from metaopt.exact._random import advance, current_draws, seeded, task_keys, tasks_from, unseeded
 
 __all__ = [
     "Statistics",
@@ -18,9 +18,11 @@ __all__ = [
     "current_draws",
     "exact",
     "mapped",
+    "paused",
     "rewrites",
     "seeded",
     "task_keys",
+    "tasks_from",
     "transformed",
     "unseeded",
 ]

@@ -8,7 +8,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch._C import _get_function_stack_at, _len_torch_function_stack
+from torch._C import (
+    _get_function_stack_at,
+    _len_torch_function_stack,
+    _pop_torch_function_stack,
+    _push_on_torch_function_stack,
+)
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
@@ -20,9 +25,18 @@ from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
 from metaopt.exact._weights import bilinear, weight_norm
 
-__all__ = ["exact", "rewrites"]
+__all__ = ["exact", "paused", "rewrites"]
 
-_local = threading.local()
+
+class _Local(threading.local):
+    """How many of the contexts of this thread say always, and twice; and where rewrites are written down."""
+
+    always = 0
+    twice = 0
+    log: list[tuple[str, str, str]] | None = None
+
+
+_local = _Local()
 
 
 class Rewrite(NamedTuple):
@@ -48,7 +62,7 @@ def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
 
 def _twice() -> bool:
     """A second derivative is wanted: some transform is at work, or ``exact(twice=True)`` says so."""
-    return transformed() or (getattr(_local, "twice", 0) > 0 and torch.is_grad_enabled())
+    return transformed() or (_local.twice > 0 and torch.is_grad_enabled())
 
 
 def _attend(always: bool, args: Any, kwargs: Any) -> bool:
@@ -183,42 +197,83 @@ class exact(TorchFunctionMode):
     @staticmethod
     def always_on() -> bool:
         """Tell whether the caller stands inside an ``exact(always=True)``."""
-        return getattr(_local, "always", 0) > 0
+        return _local.always > 0
+
+    @staticmethod
+    def alone() -> bool:
+        """Tell whether the caller stands inside an ``exact`` and nothing else that changes calls on a CPU."""
+        return (
+            not transformed()
+            and exact.innermost()
+            and _len_torch_function_stack() == 1
+            and not exact.always_on()
+            and current_draws() is None
+        )
 
     def __enter__(self) -> exact:
         # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward
         # pass under a mode, the mode is off, and has to be entered anew.
-        on = [_get_function_stack_at(i) for i in range(_len_torch_function_stack())]
         self.counted = self.always
-        _local.always = getattr(_local, "always", 0) + self.counted
-        _local.twice = getattr(_local, "twice", 0) + self.twice
+        _local.always += self.counted
+        _local.twice += self.twice
         self.always = _local.always > 0
-        self.idle = any(isinstance(mode, exact) and (mode.always or not self.always) for mode in on)
+        self.idle = self._is_on()
         if not self.idle:
-            super().__enter__()
+            _push_on_torch_function_stack(self)
         return self
+
+    def _is_on(self) -> bool:
+        """Whether a mode further out does all that this one would; the innermost is looked at first."""
+        for i in reversed(range(_len_torch_function_stack())):
+            mode = _get_function_stack_at(i)
+            if isinstance(mode, exact) and (mode.always or not self.always):
+                return True
+        return False
 
     def __exit__(self, *exc: Any) -> None:
         _local.always -= self.counted
         _local.twice -= self.twice
         if not self.idle:
-            super().__exit__(*exc)
+            _pop_torch_function_stack()
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
         rewrite = _TABLE.get(func)
-        if rewrite is None or not rewrite.when(self.always, args, kwargs):
+        if rewrite is None:
+            return func(*args, **kwargs) if kwargs else func(*args)
+        kwargs = kwargs or {}
+        if not rewrite.when(self.always, args, kwargs):
             return func(*args, **kwargs)
-        log = getattr(_local, "log", None)
-        if log is not None and rewrite.why:
-            log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
+        if _local.log is not None and rewrite.why:
+            _local.log.append((calling_module(), getattr(func, "__name__", str(func)), rewrite.why))
         return rewrite.fn(*args, **kwargs)
+
+
+class paused:
+    """A context in which the `exact` that the caller stands in is off: a microsecond less a torch call.
+
+    For what this library itself computes, which is nothing in the table; an `exact` entered inside is on.
+
+    >>> with exact(), paused():
+    ...     exact.innermost()
+    False
+    """
+
+    __slots__ = ("modes",)
+
+    def __enter__(self) -> None:
+        self.modes: list[Any] = []
+        while exact.innermost():
+            self.modes.append(_pop_torch_function_stack())
+
+    def __exit__(self, *exc: Any) -> None:
+        while self.modes:
+            _push_on_torch_function_stack(self.modes.pop())
 
 
 @contextmanager
 def rewrites() -> Any:
     """A context that yields the list of rewrites made in it: (module path, function, why)."""
-    before = getattr(_local, "log", None)
+    before = _local.log
     _local.log = []
     try:
         yield _local.log

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError
+from metaopt.exact import paused
 from metaopt.optim._entries import (
     Bounds,
     check_bounds,
@@ -114,6 +115,10 @@ def leafwise(
     make_state = type(template)._make
 
     def init(params: Any) -> Any:
+        with paused():
+            return started(params)
+
+    def started(params: Any) -> Any:
         tree.check_parameters(f"{name}.init(params)", params, real)
         leaves, structure = tree.flatten(params)
 
@@ -140,6 +145,10 @@ def leafwise(
                 )
 
     def update(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
+        with paused():  # a rule is arithmetic
+            return updated(params, state, grads, hparams_)
+
+    def updated(params: Any, state: Any, grads: Any, hparams_: Any) -> tuple[Any, Any]:
         leaves, structure = tree.flatten(params)
         gradients = gradients_of(f"{name}.update(grads)", grads, params, leaves, structure)
         check_type(
