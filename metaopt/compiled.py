@@ -27,7 +27,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt.errors import CompileError
 from metaopt.exact import exact
-from metaopt.fingerprint import fingerprint
+from metaopt.fingerprint import fingerprint, forget_fingerprints
 
 __all__ = ["Compiled", "Owner", "compile_report", "compiled", "forget_compiled", "owner"]
 
@@ -67,10 +67,10 @@ _numbers = itertools.count()
 
 def owner(static: Any, *values: Any) -> Owner:
     """The owner that stands for a hashable and for values (functions among them) by `fingerprint`."""
-    found, anchors = fingerprint(values)
-    key = (static, found)
+    prints = [fingerprint(value) for value in values]
+    key = (static, *(found for found, _ in prints))
     if key not in _tokens:
-        _tokens[key] = Owner(next(_numbers), anchors)
+        _tokens[key] = Owner(next(_numbers), [x for _, anchors in prints for x in anchors])
         while len(_tokens) > _LIMIT:
             _tokens.popitem(last=False)
     _tokens.move_to_end(key)
@@ -114,6 +114,7 @@ def forget_compiled() -> None:
     """Drop every compiled function, and the tensors and modules that they hold."""
     _cache.clear()
     _tokens.clear()
+    forget_fingerprints()
 
 
 def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
