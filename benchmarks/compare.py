@@ -14,6 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from benchmarks.targets import times
+
 KEPT = Path(__file__).parent / "results" / "meta_gradient.json"
 YARDSTICK = "torch.func by hand"  # in every row, and none of our code is in it
 
@@ -27,23 +29,28 @@ def ratios(table: dict[str, Any]) -> dict[tuple[str, str], float]:
     """
     found = {}
     for key, row in table["rows"].items():
-        times = {peer: sorted(cell["ms"]) for peer, cell in row.items() if cell.get("ms")}
-        if YARDSTICK not in times:
+        middle = times(row)
+        if YARDSTICK not in middle:
             continue
-        middle = {peer: ms[len(ms) // 2] for peer, ms in times.items()}
         ours = [peer for peer in middle if peer.startswith("metaopt")]
         found |= {(key, peer): middle[YARDSTICK] / middle[peer] for peer in ours}
     return found
 
 
 def slower(kept: dict[str, Any], fresh: dict[str, Any], tolerance: float) -> list[str]:
-    """One line for every ratio that fell below ``tolerance`` of what it was."""
+    """One line for every ratio that fell below ``tolerance`` of what it was, or that cannot be had any more.
+
+    A row or a way that the fresh run was not asked for says nothing.
+    """
     before, now = ratios(kept), ratios(fresh)
-    return [
-        f"{row}, {way}: {now[row, way]:.2f}x {YARDSTICK}, was {before[row, way]:.2f}x"
-        for row, way in before
-        if (row, way) in now and now[row, way] < tolerance * before[row, way]
-    ]
+    found = []
+    for row, way in before:
+        was = f"was {before[row, way]:.2f}x"
+        if "missing" in fresh["rows"].get(row, {}).get(way, {}):
+            found.append(f"{row}, {way}: not measured, {was}. {fresh['rows'][row][way]['missing']}")
+        elif (row, way) in now and now[row, way] < tolerance * before[row, way]:
+            found.append(f"{row}, {way}: {now[row, way]:.2f}x {YARDSTICK}, {was}")
+    return found
 
 
 def main() -> None:

@@ -34,7 +34,7 @@ from torch.nn import functional as F
 import metaopt as mo
 from metaopt import linsolve
 from metaopt.errors import MissingExtraError
-from metaopt.plot import BLUE, GREEN, GREY, ORANGE, figure
+from metaopt.plot._figure import BLUE, GREEN, GREY, ORANGE, figure
 
 Batch = tuple[Tensor, Tensor]
 TRAIN, CLEAN, CLASSES = 600, 600, 10  # the other 597 digits are the test

@@ -3,10 +3,12 @@
     python -m benchmarks.meta_gradient [ROWS] [--peers NAMES] [--clock cpu] [--save] [--quick]
 
 One process, one run: every peer's gradient is checked against the loop of the textbook first, then the
-repetitions are interleaved. Medians of milliseconds with quartiles, by the
+repetitions are interleaved, fewer for whoever is slow. Medians of milliseconds with quartiles, by the
 wall's clock (or ``--clock cpu``, the process's own, on a busy machine), the ratio to every peer,
-and the seconds of the first call, which compiles where something is compiled. ``--save`` keeps the table in
-benchmarks/results/meta_gradient.json, with which `python -m benchmarks.compare` compares a fresh one.
+and the seconds of the first call, which compiles where something is compiled: nothing that was compiled for
+one row, in memory or on disk, is there for the next. ``--save`` keeps the table in
+benchmarks/results/meta_gradient.json, with which `python -m benchmarks.compare` compares a fresh one, and
+from which `python -m benchmarks.picture` draws the picture and prints the tables for README.
 """
 
 from __future__ import annotations
@@ -15,26 +17,28 @@ import argparse
 import json
 import os
 import platform
-import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", tempfile.mkdtemp())  # compile times of a first run
-
 import torch
+from torch._inductor.utils import fresh_cache
 
 import metaopt as mo
 from benchmarks import peers
 from benchmarks.peers_jax import with_jax
 from benchmarks.problems import WORKS, Work
+from benchmarks.targets import times
 
 RESULTS = Path(__file__).parent / "results" / "meta_gradient.json"
 PEERS: dict[str, Any] = {
     "metaopt": peers.ours(),
     "metaopt, compiled step": peers.ours("step"),
     "metaopt, compiled whole": peers.ours("whole"),
+    "metaopt, 2 workers": peers.ours(workers=2),
     "torch.func by hand": peers.by_hand,
     "torch.func by hand, compiled": peers.by_hand_compiled,
     "autograd loop": peers.autograd_loop,
@@ -46,7 +50,14 @@ PEERS: dict[str, Any] = {
 }
 LONG = 16  # inner steps that nobody compiles unrolled
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
-SLOW = {"autograd loop", "higher", "TorchOpt", "learn2learn"}
+PATIENCE = 4.0  # seconds after which a peer has repeated enough, if it did so three times
+# Why a peer is not measured on convolutions, on small nets, and on a single step.
+CONV = {
+    "metaopt, compiled step": "torch's convolutions are kernels already: nothing to gain on a CPU",
+    "metaopt, compiled whole": "torch's convolutions are kernels already: nothing to gain on a CPU",
+}
+MLP = {"metaopt, 2 workers": "for convolutions: vmap makes one call of all tasks of a small net"}
+SINGLE = {"JAX jit, scan": "for more steps than one: the same program as unrolled"}
 
 
 def gradient_error(found: Any, expected: Any) -> float:
@@ -62,45 +73,56 @@ def _array(x: Any) -> Any:
     return x if isinstance(x, torch.Tensor) else numpy.array(x)
 
 
+@contextmanager
+def nothing_compiled() -> Iterator[None]:
+    """Compile times are those of a first run."""
+    mo.forget_compiled()
+    torch._dynamo.reset()
+    with fresh_cache():
+        yield
+
+
+def start(name: str, work: Work, expected: Any, clock: Any) -> tuple[Any, dict[str, Any]]:
+    """A peer that is ready to be repeated, and its cell: the first call's seconds, its error."""
+    skipped = (CONV if work.conv else MLP) | (SINGLE if work.steps == 1 else {})
+    if name in skipped:
+        raise peers.Unable(skipped[name])
+    if name == "metaopt, compiled whole" and work.steps > LONG:
+        raise peers.Unable("for few steps; the step is compiled instead")
+    began = clock()
+    run = PEERS[name](work)
+    found = run()
+    first = clock() - began
+    error = gradient_error(found, expected)
+    tolerance = 2e-2 if work.conv else 2e-3
+    assert error < tolerance, f"{name}: its meta-gradient is {error:.1e} off the loop's"
+    return run, {"first": first, "error": error, "ms": []}
+
+
 def measure(work: Work, names: list[str], quick: bool, clock: Any = time.perf_counter) -> dict[str, Any]:
     """A row of the table: every peer's milliseconds, first call, error; or why it is not there."""
     expected = peers.autograd_loop(work)()
     runs, row = {}, {}
     for name in names:
         try:
-            if name == "metaopt, compiled whole" and (work.steps > LONG or work.conv):
-                raise peers.Unable("for few steps of small nets; the step is compiled instead")
-            if name == "metaopt, compiled step" and work.conv:
-                raise peers.Unable("torch's convolutions are kernels already: nothing to gain on a CPU")
-            mo.forget_compiled()
-            torch._dynamo.reset()
-            start = clock()
-            run = PEERS[name](work)
-            error = gradient_error(run(), expected)
-            row[name] = {"first": clock() - start, "error": error, "ms": []}
-            tolerance = 2e-2 if work.conv else 2e-3
-            assert error < tolerance, f"{name}: its meta-gradient is {error:.1e} off the loop's"
-            runs[name] = run
+            runs[name], row[name] = start(name, work, expected, clock)
         except (ImportError, peers.Unable) as error:
             row[name] = {"missing": f"{type(error).__name__}: {error}"}
         print(f"  {name:<30} first call {row[name].get('first', float('nan')):7.1f} s", flush=True)
     for repetition in range(3 if quick else work.repetitions):
         for name, run in runs.items():
-            if name in SLOW and repetition >= 5:
+            ms = row[name]["ms"]
+            if repetition >= 3 and sum(ms) > 1e3 * PATIENCE:
                 continue
-            start = clock()
+            began = clock()
             run()
-            row[name]["ms"].append(1e3 * (clock() - start))
+            ms.append(1e3 * (clock() - began))
     return row
 
 
-def median(ms: list[float]) -> float:
-    return sorted(ms)[len(ms) // 2]
-
-
 def show(name: str, row: dict[str, Any]) -> None:
-    here = {peer: median(cell["ms"]) for peer, cell in row.items() if cell.get("ms")}
-    mine = min(ms for peer, ms in here.items() if peer.startswith("metaopt"))
+    here = times(row)
+    mine = min((ms for peer, ms in here.items() if peer.startswith("metaopt")), default=min(here.values()))
     print(f"\n{name}: ms, median (quartiles); ratio to our fastest, and to our eager path")
     for peer, cell in row.items():
         if "missing" in cell:
@@ -137,21 +159,22 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help=f"keep the table in {RESULTS.name}")
     parser.add_argument("--out", type=Path, help="write the table to another file")
     args = parser.parse_args()
+    began = time.perf_counter()
     table: dict[str, Any] = {"machine": machine(), "clock": args.clock, "rows": {}}
     print(json.dumps(table["machine"]))
+    out = args.out or (RESULTS if args.save else None)
+    names = args.peers.split(";") if args.peers else list(PEERS)
     for key in args.rows:
         work = WORKS[key]()
         print(f"{work.name}:", flush=True)
-        row = measure(
-            work, args.peers.split(";") if args.peers else list(PEERS), args.quick, CLOCKS[args.clock]
-        )
-        table["rows"][key] = row
-        show(work.name, row)
-    table["machine"]["load at the end"] = os.getloadavg()[0]
-    out = args.out or (RESULTS if args.save else None)
-    if out:
-        out.parent.mkdir(exist_ok=True)
-        out.write_text(json.dumps(table, indent=1) + "\n")
+        with nothing_compiled():
+            table["rows"][key] = measure(work, names, args.quick, CLOCKS[args.clock])
+        show(work.name, table["rows"][key])
+        table["machine"]["load at the end"] = os.getloadavg()[0]
+        table["machine"]["minutes"] = (time.perf_counter() - began) / 60
+        if out:  # after every row: an interrupted run keeps what it has
+            out.parent.mkdir(exist_ok=True)
+            out.write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,13 +1,17 @@
-"""The kept table of `benchmarks.meta_gradient` as a picture: python -m benchmarks.picture [TABLE PICTURE]."""
+"""The kept table of `benchmarks.meta_gradient` as a picture, or as tables for README.
+
+python -m benchmarks.picture [TABLE] [--out PICTURE] [--markdown]
+"""
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 from benchmarks.problems import WORKS
+from benchmarks.targets import markdown, times
 
 FOLDER = Path(__file__).parent
 OURS, PEER = "#0072b2", "#b0b0b0"  # Okabe and Ito's blue, and grey
@@ -38,14 +42,17 @@ def draw(table: dict[str, Any], path: Path) -> None:
     figure.savefig(path, dpi=130)
 
 
-def times(row: dict[str, Any]) -> dict[str, float]:
-    return {peer: sorted(c["ms"])[len(c["ms"]) // 2] for peer, c in row.items() if c.get("ms")}
-
-
 def main() -> None:
-    table, picture = FOLDER / "results" / "meta_gradient.json", FOLDER / "pictures" / "meta_gradient.png"
-    given = [Path(x) for x in sys.argv[1:]]
-    draw(json.loads((given[0] if given else table).read_text()), given[1] if len(given) > 1 else picture)
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("table", type=Path, nargs="?", default=FOLDER / "results" / "meta_gradient.json")
+    parser.add_argument("--out", type=Path, default=FOLDER / "pictures" / "meta_gradient.png")
+    parser.add_argument("--markdown", action="store_true", help="print the tables and draw nothing")
+    args = parser.parse_args()
+    table = json.loads(args.table.read_text())
+    if args.markdown:
+        print(markdown(table))
+    else:
+        draw(table, args.out)
 
 
 if __name__ == "__main__":

@@ -53,8 +53,7 @@ from metaopt.algorithms import (
     warpgrad,
 )
 from metaopt.batch import choose, map_tasks
-from metaopt.compiled import compile_report, forget_compiled
-from metaopt.compiling import Compile, compiling
+from metaopt.compiled import Compile, compile_report, compiling, forget_compiled
 from metaopt.doctor import doctor
 from metaopt.exact import exact, seeded
 from metaopt.functional import functional

@@ -14,7 +14,7 @@ import torch
 from metaopt import plot, train
 from metaopt._version import version
 from metaopt.catalogue import catalogue
-from metaopt.errors import ArgumentError, CheckpointError, MetaoptError
+from metaopt.errors import ArgumentError, MetaoptError
 
 __all__ = ["main"]
 
@@ -77,21 +77,12 @@ def _config(options: argparse.Namespace) -> train.Config:
     """The run's configuration; with --resume the checkpoint's, which what is given must not contradict."""
     fields = {field.name for field in dataclasses.fields(train.Config)}
     given = {k: v for k, v in vars(options).items() if k in fields and k != "problem"}
-    path = options.out / "checkpoint.pt"
-    config = train.resumed_config(options.out, options.resume)
-    if config is None:
+    saved = train.resumed_config(options.out, options.resume)
+    if saved is None:
         return train.config_for(options.problem, **given)
-    for name, value in (given | {"problem": options.problem}).items():
-        saved = getattr(config, name)
-        if saved != value and name not in ("data", "device"):
-            raise CheckpointError(
-                f"train({name})",
-                f"{saved!r}, as in the checkpoint",
-                repr(value),
-                str(path),
-                remedy="Leave the option out, or start another run with --out.",
-            )
-    return dataclasses.replace(config, **{k: v for k, v in given.items() if k in ("data", "device")})
+    config = dataclasses.replace(saved, problem=options.problem, **given)
+    train.check_resumed(saved, config, options.out)
+    return config
 
 
 def _check_counts(options: argparse.Namespace, **least: int) -> None:

@@ -12,11 +12,9 @@ from torch._C import _functorch as functorch
 from torch._functorch.vmap import lazy_load_decompositions
 
 from metaopt import tree
-from metaopt.compiled import owner
-from metaopt.compiled_map import Flat, mapped_by
-from metaopt.compiling import Compile, Way, as_compile
+from metaopt.compiled import Compile, Flat, Way, as_compile, mapped_by, owner
 from metaopt.errors import ArgumentError, StructureError, is_count
-from metaopt.exact import current_draws, exact, seeded, task_keys
+from metaopt.exact import current_draws, exact, seeded, task_keys, tasks_from
 from metaopt.recompute import check_captured, recompute
 from metaopt.workers import in_threads
 
@@ -51,7 +49,8 @@ def map_tasks(
           in_dims: one entry an argument, as in torch.vmap: an axis, None, or a tree of these.
           seed: an int or an int64 tensor []; what a task draws (dropout, noise) is then a function of
               the seed and of its position, whatever ``how``, ``chunk_size`` and ``memory``. Change it
-              from one meta-step to the next. None draws from torch's generator, one task after another.
+              from one meta-step to the next. `train.fit` does: there the outer step and the place among
+              the tasks of all ranks count too. None draws from torch's generator, one task after another.
           compile: "step" compiles one inner step and its derivative, in seconds whatever the number of
               steps; "whole" compiles all that ``fn`` does into one graph and its derivative, which is the
               fastest where there are few steps; "auto" measures both beside eager code at the first call;
@@ -89,7 +88,7 @@ def map_tasks(
         if seed is not None:
             keys = task_keys(seed, num_tasks)
         elif outer is not None:  # a map inside a map
-            keys = outer.split(num_tasks)
+            keys = task_keys(outer, num_tasks)
         flat, tensors, axes, result = _flatten(fn, args, dims, keys is not None)
         if keys is not None:
             tensors, axes = [*tensors, keys], [*axes, 0]
@@ -99,7 +98,8 @@ def map_tasks(
             eager = _threaded(min(workers, num_tasks))
 
         def run(flat: Flat, axes: list[int | None], tensors: Any) -> tuple[Tensor, ...]:
-            return mapped_by(eager, flat, axes, tensors, choice, depends, result)
+            with tasks_from(None):
+                return mapped_by(eager, flat, axes, tensors, choice, depends, result)
 
         if choice is not None:
             static = [x for x in tree.leaves(args) if not isinstance(x, Tensor)]

@@ -155,6 +155,9 @@ class Apply:
         kwargs: Any,
         statistics: Statistics | None,
     ) -> tuple[Any, Tensors]:
+        if not isinstance(params, Mapping):
+            got, remedy = type(params).__name__, "Call apply(params, x)."
+            raise StructureError("apply(params)", "a dict of parameters by name", got, remedy=remedy)
         if params.keys() != self.params:
             odd = sorted(params.keys() ^ self.params)[0]
             raise StructureError(

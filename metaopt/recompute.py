@@ -8,7 +8,7 @@ hooks"); an autograd.Function whose backward is the function's VJP does not, and
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch._C._functorch import get_interpreter_stack
 from metaopt import tree
 from metaopt.errors import CaptureError
 from metaopt.exact import current_draws, exact, seeded
-from metaopt.replay import Dice, bare, jvp, plain_vjp
+from metaopt.replay import Dice, autocast_as_now, bare, jvp, moves, plain_vjp, restricted
 
 __all__ = ["capture_error", "captured", "check_captured", "recompute"]
 
@@ -43,7 +43,7 @@ class _Recomputed(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.f, *tensors = inputs
         # counters come out too, and have no derivative
-        ctx.moving = [y.is_floating_point() or y.is_complex() for y in output]
+        ctx.moving = [moves(y) for y in output]
         ctx.mark_non_differentiable(*(y for y, on in zip(output, ctx.moving, strict=True) if not on))
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
@@ -52,7 +52,7 @@ class _Recomputed(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         inputs = ctx.saved_tensors
         index = [i for i, needed in enumerate(ctx.needs_input_grad[1:]) if needed]
-        f, moving = _of(ctx.f, inputs, index, ctx.moving)
+        f, moving = restricted(ctx.f, inputs, index, ctx.moving)
         cotangents = tuple(g for g, on in zip(cotangents, ctx.moving, strict=True) if on)
         if get_interpreter_stack() is None and not torch.is_grad_enabled():
             found = plain_vjp(f, moving, cotangents)  # a third of torch.func's time and memory
@@ -66,23 +66,9 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
         index = [i for i, t in enumerate(tangents) if t is not None]
-        f, moving = _of(ctx.f, ctx.saved_tensors, index, ctx.moving)
+        f, moving = restricted(ctx.f, ctx.saved_tensors, index, ctx.moving)
         found = iter(jvp(f, moving, tuple(tangents[i] for i in index)))
         return tuple(next(found) if on else None for on in ctx.moving)
-
-
-def _of(
-    f: Any, inputs: Sequence[Tensor], index: list[int], outputs: list[bool]
-) -> tuple[Any, tuple[Tensor, ...]]:
-    """f as a function of the inputs at ``index`` alone, to the outputs that are on, and these inputs."""
-
-    def partial(*moving: Tensor) -> tuple[Tensor, ...]:
-        full = list(inputs)
-        for i, x in zip(index, moving, strict=True):
-            full[i] = x
-        return tuple(y for y, on in zip(f(*full), outputs, strict=True) if on)
-
-    return partial, tuple(inputs[i] for i in index)
 
 
 def capture_error(where: str, name: str) -> CaptureError:
@@ -148,8 +134,8 @@ def check_captured(where: str, *functions: Callable[..., Any]) -> None:
 def recompute(f: Callable[..., Any], *args: Any) -> Any:
     """Return ``f(*args)``, keeping the arguments alone for its derivative.
 
-    Random draws are repeated as they fell, `seeded` ones and torch's own. Args and result are pytrees
-    of tensors; what else is among the arguments is passed as it is.
+    Random draws are repeated as they fell, `seeded` ones and torch's own, under autocast as it was. Args
+    and result are pytrees of tensors; what else is among the arguments is passed as it is.
 
     Args: f: a pure function; everything that needs a gradient is an argument (`check_captured`).
     Raises: CaptureError where a tensor that needs a gradient was captured all the same.
@@ -178,7 +164,7 @@ def recompute(f: Callable[..., Any], *args: Any) -> Any:
         return tuple(outputs)
 
     dice = Dice()
-    outputs = _Recomputed.apply(dice.replaying(flat), *tensors)
+    outputs = _Recomputed.apply(dice.replaying(autocast_as_now(flat)), *tensors)
     dice.close()
     if draws is not None:
         draws.count = result[1]

@@ -1,15 +1,36 @@
-"""What it takes to run a function again: derivatives from its inputs alone, and the draws as they fell."""
+"""What it takes to run a function again: derivatives from its inputs alone, the draws as they fell, and
+autocast as it was."""
 
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["Dice", "bare", "jvp", "plain_vjp"]
+__all__ = ["Dice", "autocast_as_now", "bare", "jvp", "moves", "plain_vjp", "restricted"]
+
+
+def moves(x: Tensor) -> bool:
+    """Whether a tensor has a derivative: counters and keys go in and out, and have none."""
+    return x.is_floating_point() or x.is_complex()
+
+
+def restricted(
+    f: Any, inputs: Sequence[Tensor], index: list[int], outputs: list[bool]
+) -> tuple[Any, tuple[Tensor, ...]]:
+    """f as a function of the inputs at ``index`` alone, to the outputs that are on, and these inputs."""
+
+    def partial(*moving: Tensor) -> tuple[Tensor, ...]:
+        full = list(inputs)
+        for i, x in zip(index, moving, strict=True):
+            full[i] = x
+        return tuple(y for y, on in zip(f(*full), outputs, strict=True) if on)
+
+    return partial, tuple(inputs[i] for i in index)
 
 
 def plain_vjp(
@@ -41,6 +62,32 @@ def bare(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
+
+
+def autocast_as_now(f: Callable[..., Any]) -> Callable[..., Any]:
+    """``f`` under torch.autocast as it is now: a backward pass, which runs ``f`` again, is outside of it.
+
+    >>> with torch.autocast("cpu", torch.bfloat16):
+    ...     product = autocast_as_now(torch.mm)
+    >>> product(torch.ones(1, 1), torch.ones(1, 1)).dtype
+    torch.bfloat16
+    """
+    then = _autocast()
+
+    def run(*args: Any) -> Any:
+        if _autocast() == then:
+            return f(*args)
+        with ExitStack() as stack:
+            for device, enabled, dtype in then:
+                stack.enter_context(torch.autocast(device, dtype, enabled, cache_enabled=False))
+            return f(*args)
+
+    return run
+
+
+def _autocast() -> list[tuple[str, bool, torch.dtype]]:
+    devices = ("cpu", "cuda")
+    return [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
 
 
 class Dice:

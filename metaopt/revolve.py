@@ -7,7 +7,8 @@ so that it maps under ``vmap`` and is itself differentiable.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from metaopt import tree
+from metaopt.exact import current_draws, exact, seeded
 from metaopt.recompute import capture_error
-from metaopt.replay import Dice, bare, jvp, plain_vjp
+from metaopt.replay import Dice, autocast_as_now, bare, jvp, moves, plain_vjp, restricted
 
 __all__ = ["repetitions", "revolve"]
 
@@ -59,17 +61,28 @@ def revolve(
     leaves, structure = tree.flatten(carry)
     others, shape = tree.flatten(rest)
     slots_of = [i for i, x in enumerate(others) if isinstance(x, Tensor)]
+    tensors = [others[i] for i in slots_of]
+    draws, always = current_draws(), exact.always_on()
+    counts = [] if draws is None else [draws.count]  # the draws made before each step
+    if draws is not None:
+        tensors.append(draws.key)  # an argument like any other: it may be mapped
 
     def step(carry: tuple[Tensor, ...], tensors: tuple[Tensor, ...], j: int) -> Any:
         full = list(others)
-        for i, x in zip(slots_of, tensors, strict=True):
+        for i, x in zip(slots_of, tensors, strict=draws is None):
             full[i] = x
-        new, losses = block(tree.unflatten(structure, carry), tree.unflatten(shape, full), range(j, j + 1))
+        with exact(always), seeded(tensors[-1], counts[j]) if counts else nullcontext() as inner:
+            state = tree.unflatten(structure, carry)
+            new, losses = block(state, tree.unflatten(shape, full), range(j, j + 1))
+        if inner is not None and len(counts) == j + 1:
+            counts.append(inner.count)
         return tuple(tree.leaves(new)), losses[0]
 
     chain = _Chain(step, len(leaves), num_steps, slots)
-    *end, losses = _Revolve.apply(chain, *leaves, *(others[i] for i in slots_of))
+    *end, losses = _Revolve.apply(chain, *leaves, *tensors)
     chain.dice.close()
+    if draws is not None:
+        draws.count = counts[-1]
     return tree.unflatten(structure, end), losses
 
 
@@ -77,7 +90,8 @@ class _Chain:
     """The steps, and the random state before the first."""
 
     def __init__(self, step: Step, width: int, num_steps: int, slots: int) -> None:
-        self.step, self.width, self.num_steps, self.slots = step, width, num_steps, slots
+        self.step = autocast_as_now(step)
+        self.width, self.num_steps, self.slots = width, num_steps, slots
         self.dice = Dice()
 
     def forth(self, carry: tuple[Tensor, ...], rest: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -96,11 +110,15 @@ class _Chain:
             carry, _ = self.step(carry, rest, j)
         return carry, None if random is None else Dice.state()
 
-    def back(self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], plain: bool) -> list[Any]:
-        """The VJP of the chain."""
+    def back(
+        self, inputs: tuple[Tensor, ...], cotangents: tuple[Tensor, ...], needed: Sequence[bool], plain: bool
+    ) -> list[Any]:
+        """The VJP of the chain, with respect to the whole carry and to what is ``needed`` of the rest."""
         carry, rest = inputs[: self.width], inputs[self.width :]
+        moving = [moves(x) for x in carry]
+        index = [i for i, x in enumerate(inputs) if (moving[i] if i < self.width else needed[i])]
         *bars, losses_bar = cotangents
-        total: list[Any] = [None] * len(rest)
+        total: list[Any] = [None] * len(inputs)
         points = [(0, (carry, self.dice.before))]
         for j in reversed(range(self.num_steps)):
             start, point = points[-1]
@@ -114,14 +132,13 @@ class _Chain:
                 points.pop()
             Dice.restore(point[1])
             flat = lambda *xs, j=j: _joined(self.step(xs[: self.width], xs[self.width :], j))
-            bar = (*bars, losses_bar[j])
-            if plain:
-                found: Any = plain_vjp(flat, (*point[0], *rest), bar)
-            else:
-                found = torch.func.vjp(flat, *point[0], *rest)[1](bar)
-            bars = [torch.zeros_like(x) if g is None else g for x, g in zip(point[0], found, strict=False)]
-            total = [_plus(a, b) for a, b in zip(total, found[self.width :], strict=True)]
-        return [*bars, *total]
+            f, xs = restricted(flat, (*point[0], *rest), index, [*moving, True])
+            bar = (*(g for g, on in zip(bars, moving, strict=True) if on), losses_bar[j])
+            gradients = plain_vjp(f, xs, bar) if plain else torch.func.vjp(f, *xs)[1](bar)
+            found = dict(zip(index, gradients, strict=True))
+            bars = [torch.zeros_like(x) if found.get(i) is None else found[i] for i, x in enumerate(point[0])]
+            total = [_plus(total[i], found.get(i)) for i in range(len(inputs))]
+        return [*(g if on else None for g, on in zip(bars, moving, strict=True)), *total[self.width :]]
 
 
 def _split(steps: int, free: int) -> int:
@@ -156,6 +173,8 @@ class _Revolve(torch.autograd.Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
         ctx.chain, *tensors = inputs
+        ctx.moving = [moves(y) for y in output]
+        ctx.mark_non_differentiable(*(y for y, on in zip(output, ctx.moving, strict=True) if not on))
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
 
@@ -163,14 +182,16 @@ class _Revolve(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         chain: _Chain = ctx.chain
         plain = get_interpreter_stack() is None and not torch.is_grad_enabled()
+        given = ctx.saved_tensors, cotangents, ctx.needs_input_grad[1:], plain
         if chain.dice.before is None:
-            return None, *chain.back(ctx.saved_tensors, cotangents, plain)
+            return None, *chain.back(*given)
         with torch.random.fork_rng(range(len(chain.dice.before) - 1)):
-            return None, *chain.back(ctx.saved_tensors, cotangents, plain)
+            return None, *chain.back(*given)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor, ...]:
-        chain, inputs = ctx.chain, ctx.saved_tensors
-        dots = tuple(torch.zeros_like(x) if t is None else t for x, t in zip(inputs, tangents, strict=True))
+    def jvp(ctx: Any, _: None, *tangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        chain, index = ctx.chain, [i for i, t in enumerate(tangents) if t is not None]
         split = lambda *xs: chain.forth(xs[: chain.width], xs[chain.width :])
-        return jvp(split, inputs, dots)
+        f, xs = restricted(split, ctx.saved_tensors, index, ctx.moving)
+        found = iter(jvp(f, xs, tuple(tangents[i] for i in index)))
+        return tuple(next(found) if on else None for on in ctx.moving)

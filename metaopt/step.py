@@ -13,9 +13,22 @@ from metaopt.exact import exact, paused
 from metaopt.gradient import value_and_gradient
 from metaopt.types import LossFn, Optimizer
 
-__all__ = ["Order", "inner_step"]
+__all__ = ["Order", "check_optimizer", "check_order", "inner_step"]
 
 Order = Literal[1, 2]
+
+
+def check_order(where: str, order: object) -> None:
+    """Raise `ArgumentError` unless ``order`` is 1 or 2."""
+    if order not in (1, 2):
+        raise ArgumentError(where, "1 or 2", repr(order))
+
+
+def check_optimizer(where: str, opt: object) -> None:
+    """Raise `ArgumentError` unless ``opt`` is an `Optimizer` of pure functions."""
+    if not isinstance(opt, Optimizer):
+        remedy = "Take metaopt.optim.sgd(lr=...), or metaopt.optim.from_torch(opt, model).optimizer."
+        raise ArgumentError(where, "a metaopt.Optimizer", type(opt).__name__, remedy=remedy)
 
 
 def inner_step(
@@ -48,7 +61,8 @@ def inner_step(
           buffers: pytree of tensors, running statistics say, that every step moves on: the loss is
               then called as ``loss_fn(params, batch, *phi, buffers=buffers) -> (loss, buffers)``.
     Returns: (params, state, loss []), the loss taken before the step; with buffers, these as a fourth.
-    Raises: ArgumentError if the loss is no scalar; StructureError if trees differ.
+    Raises: ArgumentError if the loss is no scalar, opt no Optimizer or order neither 1 nor 2;
+            StructureError if trees differ.
     Cost: one forward and one backward pass of the loss.
 
     >>> import torch, metaopt as mo
@@ -57,6 +71,8 @@ def inner_step(
     >>> inner_step(lambda p, b: (p - b) ** 2, opt, theta, opt.init(theta), torch.tensor(1.0))[0]
     tensor(2.6000)
     """
+    check_optimizer("inner_step(opt)", opt)
+    check_order("inner_step(order)", order)
     leaves, structure = tree.flatten(params)
     if order == 1:
         leaves, phi = [x.detach() for x in leaves], tree.detach(phi)

@@ -8,13 +8,12 @@ from typing import Any, Literal
 import torch
 
 from metaopt import tree
-from metaopt.compiled_loop import Loop
-from metaopt.compiling import Compile, as_compile, count_steps, current_compile
-from metaopt.errors import CompileError, StructureError, check_at_least
+from metaopt.compiled import Compile, Loop, as_compile, count_steps, current_compile
+from metaopt.errors import ArgumentError, CompileError, StructureError, check_at_least
 from metaopt.exact import paused
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
-from metaopt.step import Order, inner_step
+from metaopt.step import Order, check_optimizer, check_order, inner_step
 from metaopt.types import LossFn, Optimizer, Unrolled
 
 __all__ = ["Memory", "unroll"]
@@ -77,6 +76,10 @@ def unroll(
     """
     with paused():
         tree.check_parameters("unroll(params)", params)
+    check_optimizer("unroll(opt)", opt)
+    check_order("unroll(order)", order)
+    if not isinstance(phi, (tuple, list)):  # a tensor would be taken apart into its rows
+        raise ArgumentError("unroll(phi)", "a tuple, (phi,) say", type(phi).__name__)
     hparams = opt.hparams if hparams is None else hparams
     state = opt.init(params) if state is None else state
     stepped = num_steps is None

@@ -13,6 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from metaopt.errors import ArgumentError, CaptureError
+from metaopt.replay import Dice
+
 __all__ = ["in_threads"]
 
 Loop = Callable[[Sequence[Tensor]], tuple[Tensor, ...]]
@@ -44,8 +47,31 @@ class _InThreads(torch.autograd.Function):
 
 
 def _graph(loop: Loop, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    with torch.set_grad_enabled(any(x.requires_grad for x in inputs)):
-        return loop(inputs)
+    with torch.enable_grad():
+        outputs = loop(inputs)
+    if _reaches_others(outputs, inputs):
+        raise CaptureError(
+            "map_tasks(fn)",
+            "every tensor that needs a gradient as an argument",
+            "one that was captured",
+            remedy="Pass it as an argument, or set workers=1: its gradient would be lost between threads.",
+        )
+    return outputs
+
+
+def _reaches_others(outputs: Sequence[Tensor], inputs: Sequence[Tensor]) -> bool:
+    """Whether the graph of the outputs has leaves that are no inputs."""
+    known = {id(x) for x in inputs}
+    todo = [y.grad_fn for y in outputs if y.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        if id(getattr(node, "variable", inputs[0])) not in known:
+            return True
+        found = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= found
+        todo += found
+    return False
 
 
 def _vjp(outputs: Sequence[Tensor], inputs: list[Tensor], cotangents: Sequence[Tensor]) -> list[Any]:
@@ -84,6 +110,8 @@ def in_threads(
 ) -> tuple[Tensor, ...]:
     """``loop(tensors)``, whose results have a task axis 0, with the tasks dealt out to ``workers`` threads.
 
+    Raises: CaptureError where a tensor that needs a gradient is no argument; ArgumentError for draws of
+            torch's generator, which the threads share.
     Source: none; the arithmetic is the loop's, the sum over what is shared is in the order of the parts.
 
     >>> x = torch.arange(4.0, requires_grad=True)
@@ -98,6 +126,12 @@ def in_threads(
         for start, end in itertools.pairwise(ends)
         for x, a in zip(tensors, axes, strict=True)
     ]
+    dice = Dice()
     found = _InThreads.apply(loop, workers, *parts)
+    dice.close()
+    if dice.before is not None:  # which thread drew first is chance, and not repeated by a recomputation
+        raise ArgumentError(
+            "map_tasks(seed)", "a seed, where workers draw", "None", remedy="Pass seed=, or workers=1."
+        )
     width = len(found) // workers
     return tuple(torch.cat(found[i::width]) for i in range(width))

@@ -12,17 +12,18 @@ ROOT = Path(metaopt.__file__).parent
 # A room is a top-level file or folder; inside a folder, files may import one another.
 FLOORS = {
     0: ["errors", "progress", "_version"],
-    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "fingerprint", "replay"],
-    2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "lower", "workers"],
-    3: ["step", "linsolve", "revolve", "compiled", "compiling"],
-    4: ["memory", "root", "compiled_map"],
-    5: ["compiled_loop", "batch"],
-    6: ["unroll"],
-    7: ["hypergrad"],
-    8: ["algorithms"],
-    9: ["stateful", "doctor", "plot"],
-    10: ["train", "catalogue"],
-    11: ["__main__", "__init__"],
+    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "replay"],
+    2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "workers"],
+    3: ["step", "linsolve", "revolve"],
+    4: ["memory", "root"],
+    5: ["compiled"],
+    6: ["batch"],
+    7: ["unroll"],
+    8: ["hypergrad"],
+    9: ["algorithms"],
+    10: ["stateful", "doctor", "plot"],
+    11: ["train", "catalogue"],
+    12: ["__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted(ROOT.rglob("*.py"))

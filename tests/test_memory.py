@@ -8,6 +8,7 @@ import pytest
 import scenarios
 import torch
 from scenarios import assert_close, f64
+from torch import nn
 
 import metaopt as mo
 from metaopt.errors import ArgumentError, CaptureError
@@ -117,3 +118,24 @@ def test_random_draws_are_repeated_as_they_fell() -> None:
         grads.append((slope, out.losses.detach()))
     for g in grads[1:]:
         assert_close(g, grads[0])
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+@pytest.mark.parametrize("memory", ["sqrt", mo.Binomial(1), mo.Offload(2)], ids=str)
+def test_seeded_draws_and_counters_are_repeated_in_the_backward_pass(memory: Any, how: Any) -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(2, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 1)).double()
+    apply, params, buffers = mo.functional(net)
+    x = torch.randn(3, 5, 2, dtype=torch.float64)
+
+    def loss_fn(params: Any, x: Any, buffers: Any) -> Any:
+        y, buffers = apply.with_buffers(params, buffers, x)
+        return y.square().mean(), buffers
+
+    def gradient(memory: Any) -> Any:
+        task_loss = mo.maml(loss_fn, mo.optim.sgd(0.1), 4, memory=memory)
+        mapped = mo.map_tasks(task_loss, how=how, in_dims=(None, 0, None), seed=7)
+        losses, moved = mapped(params, mo.Episode(x, x), buffers)
+        return [*mo.tree.leaves(moved), *torch.autograd.grad(losses.sum(), list(params.values()))]
+
+    torch.testing.assert_close(gradient(memory), gradient("all"), rtol=1e-10, atol=1e-10)

@@ -11,6 +11,8 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import check_at_least
 from metaopt.hypergrad import Problem, unrolled
+from metaopt.progress import progress
+from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Optimizer
 
 __all__ = ["Bilevel", "bilevel"]
@@ -63,11 +65,12 @@ def bilevel(
     >>> mo.bilevel(problem, torch.tensor(0.0), mo.optim.sgd(0.5), 20).phi
     tensor(3.)
     """
+    check_optimizer("bilevel(opt)", opt)
     check_at_least("bilevel(num_updates)", num_updates, 0)
     phi = tree.detach(phi)
     params, values = problem.params, []
     state = opt.init(_learned(phi))
-    for _ in range(num_updates):
+    for _ in progress(range(num_updates), "bilevel"):
         grad, value, aux = estimator(problem, phi)
         new, state = opt.update(_learned(phi), state, _learned(grad, phi), opt.hparams)
         phi = _with(phi, new) if project is None else project(_with(phi, new))

@@ -14,6 +14,10 @@ from metaopt.unroll import Memory
 __all__ = ["boil"]
 
 
+def _other(on: Any) -> Any:
+    return not on if isinstance(on, bool) else on  # what is no bool is refused where the tree is split
+
+
 def boil(
     loss_fn: LossFn,
     opt: Optimizer,
@@ -49,7 +53,7 @@ def boil(
     >>> task_loss(params, mo.Episode(torch.tensor(4.0), torch.tensor(4.0)))  # body 2 → 4
     tensor(0.)
     """
-    body = (lambda path: not head(path)) if callable(head) else tree.map(lambda on: not on, head)
+    body = (lambda path: not head(path)) if callable(head) else tree.map(_other, head)
     return partial_maml(
         "boil(head)", body, loss_fn, opt, num_steps, query_loss_fn, per_step_hparams, order, memory
     )

@@ -45,8 +45,13 @@ def coordinatewise(
     """
 
     def init(params: Any) -> CoordinatewiseState:
-        tree.check_parameters(f"{name}.init(params)", params)
+        tree.check_parameters(f"{name}.init(params)", params, real=True)
         leaves, structure = tree.flatten(params)
+        dtype = next((x.dtype for x in tree.leaves(hparams)), None)
+        odd = {wide(p).dtype for p in leaves} - {dtype}
+        if odd:
+            remedy = f"Build it with {name}(dtype=...), that of the parameters, float32 for half precision."
+            raise StructureError(f"{name}.init(params)", str(dtype), str(*odd), remedy=remedy)
         step = torch.zeros((), device=leaves[0].device if leaves else None)
         return CoordinatewiseState(step, tree.unflatten(structure, [start(wide(p.detach())) for p in leaves]))
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.hypergrad import Problem, unrolled
 from metaopt.optim import sgd
-from metaopt.step import Order, inner_step
+from metaopt.step import Order, check_optimizer, check_order, inner_step
 from metaopt.types import LossFn, Meta, Optimizer
 
 __all__ = ["Search", "darts", "darts_gradient"]
@@ -42,7 +42,7 @@ def darts_gradient(
           train, valid: a batch of each half of the data.
           xi: ξ >= 0, the learning rate of w, say.
     Returns: (gradient like alphas, L_valid []).
-    Raises: ArgumentError if the loss does not use alphas.
+    Raises: ArgumentError if the loss does not use alphas, or order is not 1 or 2.
     Cost: order 2: two steps of w and their derivative; order 1: one step.
     Source: Liu et al. 2019, arXiv:1806.09055, equations 6 and 7.
 
@@ -52,6 +52,7 @@ def darts_gradient(
     >>> [darts_gradient(loss_fn, w, alpha, b, b, 0.25, order)[0].item() for order in (1, 2)]
     [2.0, 0.0]
     """
+    check_order("darts(order)", order)
     steps = 1 if order == 2 else 0
     problem = Problem(loss_fn, sgd(xi), train, steps, None, valid, params)
     found = unrolled(problem, Meta(None, None, (alphas,)))
@@ -91,6 +92,8 @@ def darts(
     >>> search.alphas, search.params
     (tensor(1.7500), tensor(0.2344))
     """
+    check_optimizer("darts(opt)", opt)
+    check_optimizer("darts(alphas_opt)", alphas_opt)
     params, state, alphas, alphas_state = tree.detach(search)
     xi = opt.hparams.lr if xi is None else xi
     gradient, value = darts_gradient(loss_fn, params, alphas, train, valid, xi, order)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.exact import exact
-from metaopt.step import inner_step
+from metaopt.step import check_optimizer, inner_step
 from metaopt.types import LossFn, Meta, Optimizer
 
 __all__ = ["Gimli", "GimliState", "gimli"]
@@ -80,6 +80,8 @@ def gimli(
     >>> now.phi.hparams.lr, now.params  # α ← ½ + ¼ g·g'  =  ½ + ¼ · 2 · 1
     (tensor(1.), tensor(0.))
     """
+    check_optimizer("gimli(opt)", opt)
+    check_optimizer("gimli(meta_opt)", meta_opt)
     points = _points(num_meta_updates, num_lookahead, evaluate_at)
 
     def judge(params: Any, val_batch: Any, phi: Meta) -> Tensor:
@@ -87,6 +89,7 @@ def gimli(
             return val_loss_fn(params, val_batch) if val_loss_fn else loss_fn(params, val_batch, *phi.phi)
 
     def init(params: Any, phi: Meta) -> GimliState:
+        _check_phi(phi)
         return GimliState(params, opt.init(params), phi, meta_opt.init(_learned(phi)))
 
     def step(now: GimliState, batch: Any, val_batch: Any, lookahead: Any = None) -> tuple[GimliState, Any]:
@@ -113,11 +116,16 @@ def gimli(
     return Gimli(init, step)
 
 
+def _check_phi(phi: Any) -> None:
+    if not isinstance(phi, Meta) or phi.params is not None:
+        got = "one with params" if isinstance(phi, Meta) else type(phi).__name__
+        raise ArgumentError("gimli.init(phi)", "a Meta(None, hparams, phi)", got)
+
+
 def _points(num_meta_updates: int, num_lookahead: int, evaluate_at: Sequence[int] | None) -> set[int]:
     """The evaluation points, all arguments checked."""
-    if num_meta_updates < 0 or num_lookahead < 1:
-        got = f"{num_meta_updates} and {num_lookahead}"
-        raise ArgumentError("gimli(num_meta_updates, num_lookahead)", "I >= 0 and J >= 1", got)
+    check_at_least("gimli(num_meta_updates)", num_meta_updates, 0)
+    check_at_least("gimli(num_lookahead)", num_lookahead, 1)
     points = {num_lookahead} if evaluate_at is None else set(evaluate_at)
     if not points or not points <= set(range(1, num_lookahead + 1)):
         expected = f"numbers of steps from 1 to {num_lookahead}"

@@ -8,13 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, StructureError
 from metaopt.hypergrad import Problem
 from metaopt.types import Optimizer
 
-__all__ = ["hyper_cleaning", "project_weights"]
+__all__ = ["hyper_cleaning", "project_weights", "weigh"]
 
 _BISECTIONS = 60  # of an interval of width 1: below the spacing of float64
+
+
+def weigh(where: str, weights: Tensor, losses: Tensor) -> Tensor:
+    """λ_i ℓ_i: one loss for each weight, and no broadcasting, which would weigh all examples alike."""
+    if losses.shape != weights.shape:
+        expected, got = f"a loss for each example, {list(weights.shape)}", f"shape {list(losses.shape)}"
+        raise StructureError(where, expected, got, remedy="Reduce it over all axes but the first.")
+    return weights * losses
 
 
 def hyper_cleaning(
@@ -43,6 +51,7 @@ def hyper_cleaning(
           num_steps: J.
           penalty: Ω, none where None; an L2 penalty makes the solution unique, as `implicit` wants it.
     Returns: a Problem for `metaopt.hypergrad`; its φ is ``Meta(None, None, (λ,))``, λ [example].
+    Raises: StructureError, from the estimator, unless there is one loss for each weight.
     Cost: as the estimator has it; `unrolled` and `mixed` cost one backward pass for all N weights.
     Source: Franceschi et al. 2017, arXiv:1703.01785, section 5.1.
 
@@ -56,7 +65,7 @@ def hyper_cleaning(
     """
 
     def inner_loss(params: Any, batch: Any, weights: Tensor) -> Tensor:
-        loss = (weights * losses_fn(params, batch)).mean()
+        loss = weigh("hyper_cleaning(losses_fn)", weights, losses_fn(params, batch)).mean()
         return loss if penalty is None else loss + penalty(params)
 
     def clean_loss(params: Any, clean: Any, weights: Tensor) -> Tensor:

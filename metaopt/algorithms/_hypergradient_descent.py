@@ -9,6 +9,8 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
+from metaopt.optim._leafwise import wide
+from metaopt.step import check_optimizer
 from metaopt.types import Optimizer
 
 __all__ = ["HypergradientDescentHParams", "HypergradientDescentState", "hypergradient_descent"]
@@ -57,6 +59,7 @@ def hypergradient_descent(opt: Optimizer, meta_lr: Any = 1e-3, *, multiplicative
     (tensor(0.1250), tensor(0.3750))
     """
     where = "hypergradient_descent"
+    check_optimizer(f"{where}(opt)", opt)
     lr = getattr(opt.hparams, "lr", None)
     if isinstance(lr, bool) or not (
         isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.ndim == 0)
@@ -66,17 +69,19 @@ def hypergradient_descent(opt: Optimizer, meta_lr: Any = 1e-3, *, multiplicative
     def init(params: Any) -> HypergradientDescentState:
         inner, slope = opt.init(params), tree.detach(tree.zeros_like(params))
         first = next(iter(tree.leaves(slope)), torch.zeros(()))
-        return HypergradientDescentState(inner, first.new_zeros(()), slope)
+        return HypergradientDescentState(inner, wide(first).new_zeros(()), slope)
 
     def update(params: Any, state: Any, grads: Any, hparams: Any) -> tuple[Any, Any]:
         if not isinstance(state, HypergradientDescentState):
             got = type(state).__name__
             raise StructureError(f"{where}.update(state)", "HypergradientDescentState", got)
-        h, alpha = tree.vdot(grads, state.slope), hparams.inner.lr + state.drift
+        h = tree.vdot(grads, state.slope)
         if multiplicative:
             norms = tree.global_norm(grads) * tree.global_norm(state.slope)
+            alpha = hparams.inner.lr + state.drift
             h = alpha * h / torch.where(norms == 0, 1.0, norms)  # h = 0 where a factor is
-        alpha = alpha - hparams.meta_lr * h
+        drift = state.drift - hparams.meta_lr * h  # not α − α_0, which would round as α does
+        alpha = hparams.inner.lr + drift
         structure = tree.structure(params)
 
         def step(alpha: Tensor) -> Any:
@@ -85,7 +90,7 @@ def hypergradient_descent(opt: Optimizer, meta_lr: Any = 1e-3, *, multiplicative
 
         forward: Any = torch.func.jvp(step, (alpha,), (torch.ones_like(alpha),), has_aux=True)
         moved, slope, inner = forward
-        fresh = HypergradientDescentState(inner, alpha - hparams.inner.lr, tree.unflatten(structure, slope))
+        fresh = HypergradientDescentState(inner, drift, tree.unflatten(structure, slope))
         return tree.unflatten(structure, moved), fresh
 
     return Optimizer(init, update, HypergradientDescentHParams(opt.hparams, meta_lr))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metaopt import tree
+from metaopt.errors import ArgumentError
 from metaopt.hypergrad import Problem, implicit
 from metaopt.linsolve import Solver, cg
 from metaopt.types import Hypergrad, LossFn, Meta, Optimizer
@@ -36,7 +37,7 @@ def imaml(
           query_loss_fn: ``(params, batch) -> []``; ``loss_fn`` where None.
     Returns: a pure function for `map_tasks`; Hypergrad(grad like params, value the query loss, aux with
              ``params`` θ*, ``optimality`` and the residual of the solve, on which the error rests).
-    Raises: as `hypergrad.implicit`.
+    Raises: ArgumentError if strength is not positive; as `hypergrad.implicit`.
     Cost: J forward and backward passes, 5 Hessian-vector products; memory does not grow with J.
     Source: Rajeswaran et al. 2019, arXiv:1909.04630, equation 6 and Algorithm 2.
 
@@ -45,6 +46,8 @@ def imaml(
     >>> task(torch.tensor(2.0), mo.Episode(torch.tensor(0.0), torch.tensor(0.0))).grad  # θ* = 1, H = 1
     tensor(0.5000)
     """
+    if not strength > 0:
+        raise ArgumentError("imaml(strength)", "a number > 0", repr(strength))
     solver = cg(max_iters=5, tol=0.0) if solve is None else solve
     judge = loss_fn if query_loss_fn is None else query_loss_fn
 

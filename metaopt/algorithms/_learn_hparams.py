@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
@@ -9,10 +10,12 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.hypergrad import Problem, unrolled
 from metaopt.hypergrad._differentiate import moving
 from metaopt.optim._adam import adam
+from metaopt.progress import progress
+from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Meta, Optimizer
 
 __all__ = ["LearnedHParams", "learn_hparams"]
@@ -61,7 +64,8 @@ def learn_hparams(
           meta_opt: of z, a list; Adam with 0.05 where None.
           estimator: any of `metaopt.hypergrad`, with its options bound.
     Returns: LearnedHParams(hparams, values [meta_steps]).
-    Raises: ArgumentError if nothing is to be learned, or for a coordinate or a field that is not known.
+    Raises: ArgumentError if nothing is to be learned, for a coordinate or a field that is not known, or for a
+            value outside its coordinate's range: a rate of 0, which on a log scale would stay there.
     Cost: meta_steps hypergradients.
     Source: Bengio 2000, Neural Computation 12(8); Maclaurin et al. 2015, arXiv:1502.03492.
 
@@ -71,16 +75,18 @@ def learn_hparams(
     >>> round(learn_hparams(problem, meta_steps=200).hparams.lr.item(), 2)
     1.0
     """
-    phi = problem.opt.hparams if hparams is None else hparams
-    scales = RATES | dict(coordinates or {})
-    for field, scale in scales.items():
-        if scale not in VALUE or (field not in phi._fields and field not in RATES):
-            expected = f"'log', 'logit' or 'linear' for one of {', '.join(phi._fields)}"
-            raise ArgumentError("learn_hparams(coordinates)", expected, f"{field}: {scale!r}")
+    check_at_least("learn_hparams(meta_steps)", meta_steps, 0)
     outer = meta_opt or adam(0.05)
+    check_optimizer("learn_hparams(meta_opt)", outer)
+    phi = problem.opt.hparams if hparams is None else hparams
+    fields = list(map(_fields, tree.paths(phi)))
+    scales, known = RATES | dict(coordinates or {}), {field for path in fields for field in path}
+    for field, scale in scales.items():
+        if scale not in ("log", "logit", "linear") or field not in known | RATES.keys():
+            expected = f"'log', 'logit' or 'linear' for one of {', '.join(sorted(known))}"
+            raise ArgumentError("learn_hparams(coordinates)", expected, f"{field}: {scale!r}")
     index, leaves, structure = moving("learn_hparams(hparams)", phi)
-    names = [field for field, value in zip(phi._fields, phi) for _ in tree.leaves(value)]
-    kinds = [scales.get(names[i], "linear") for i in index]
+    kinds = [next((scales[f] for f in reversed(fields[i]) if f in scales), "linear") for i in index]
 
     def value_of(*z: Tensor) -> tuple[Tensor, ...]:
         return tuple(VALUE[kind](x) for kind, x in zip(kinds, z, strict=True))
@@ -90,11 +96,23 @@ def learn_hparams(
         return tree.unflatten(structure, [filled[i] for i in range(len(leaves))])
 
     z = [BACK[kind](leaves[i].detach()) for kind, i in zip(kinds, index, strict=True)]
+    for i, kind, x in zip(index, kinds, z, strict=True):
+        if not x.isfinite().all():  # where it would stay
+            inside = "numbers > 0" if kind == "log" else "numbers inside (0, 1)"
+            remedy = "Start inside, or learn it in the coordinate 'linear'."
+            raise ArgumentError(
+                "learn_hparams(hparams)", inside, str(leaves[i].tolist()), tree.paths(phi)[i], remedy
+            )
     state, values = outer.init(z), []
-    for _ in range(meta_steps):
+    for _ in progress(range(meta_steps), "learn_hparams"):
         some, pull, *_ = torch.func.vjp(value_of, *z)
         estimate = estimator(problem, Meta(None, whole(some)))
         found = tree.leaves(estimate.grad.hparams)
         z, state = outer.update(z, state, list(pull(tuple(found[i] for i in index))), outer.hparams)
         values.append(estimate.value)
     return LearnedHParams(whole(value_of(*z)), torch.stack(values) if values else torch.zeros(0))
+
+
+def _fields(path: str) -> list[str]:
+    """The names in the path of a leaf: lr of ``[1].lr['weight']``."""
+    return [name for name in re.sub(r"\[[^]]*\]", "", path).split(".") if name]

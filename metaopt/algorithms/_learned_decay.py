@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
+from metaopt.errors import StructureError
 from metaopt.hypergrad import Problem
 from metaopt.types import LossFn, Optimizer
 
@@ -48,9 +49,15 @@ def learned_decay(
     tensor(True)
     """
 
+    def penalty(p: Tensor, decay: Tensor) -> Tensor:
+        if torch.broadcast_shapes(decay.shape, p.shape) != p.shape:
+            expected = f"a shape that broadcasts to {list(p.shape)}"
+            raise StructureError("learned_decay(phi)", expected, str(list(decay.shape)))
+        return (decay.exp() * p.square()).sum()
+
     def decayed(params: Any, batch: Any, log_decay: Any) -> Tensor:
         tree.check_same("learned_decay(phi)", log_decay, params)
-        penalties = tree.map(lambda p, decay: (decay.exp() * p.square()).sum(), params, log_decay)
+        penalties = tree.map(penalty, params, log_decay)
         return loss_fn(params, batch) + torch.stack(tree.leaves(penalties)).sum() / 2
 
     def judged(params: Any, held_out: Any, log_decay: Any) -> Tensor:

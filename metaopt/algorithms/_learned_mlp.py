@@ -60,7 +60,7 @@ def learned_mlp(
           dtype: of φ; that of the parameters it is to train.
     Returns: Optimizer with hparams LearnedMLPHParams: train them with `train_learned_optimizer`, or by any
              hypergradient.
-    Raises: ArgumentError if a decay is out of range.
+    Raises: ArgumentError if a decay is out of range, or there is none.
     Cost: (inputs + Σ hidden²) multiplications a coordinate a step; memory of len(decays) + 1 parameters.
     Source: Metz et al. 2019, arXiv:1810.10180; Metz et al. 2020, arXiv:2009.11243 (features);
             Harrison et al. 2022, arXiv:2209.11208 (the nominal term).
@@ -71,6 +71,8 @@ def learned_mlp(
     >>> moved[0].shape, state.memory[0].momenta.shape
     (torch.Size([3]), torch.Size([3, 3]))
     """
+    if not decays:
+        raise ArgumentError("learned_mlp(decays)", "at least one decay", "none")
     for beta in (*decays, second_decay):
         if isinstance(beta, bool) or not 0 <= beta < 1:
             raise ArgumentError("learned_mlp(decays)", "numbers in [0, 1)", repr(beta))

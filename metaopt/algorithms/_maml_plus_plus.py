@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, StructureError, check_at_least
 from metaopt.exact import exact
 from metaopt.optim import SGDHParams, sgd
 from metaopt.step import Order, inner_step
@@ -45,8 +45,21 @@ def multi_step_weights(num_steps: int, progress: float) -> Tensor:
     >>> multi_step_weights(4, 0.0), multi_step_weights(2, 0.5)
     (tensor([0.2500, 0.2500, 0.2500, 0.2500]), tensor([0.2500, 0.7500]))
     """
+    check_at_least("multi_step_weights(num_steps)", num_steps, 1)
+    if not progress >= 0:
+        raise ArgumentError("multi_step_weights(progress)", "a number >= 0", repr(progress))
     early = max(1 - progress, 0.03) / num_steps
     return torch.tensor([early] * (num_steps - 1) + [1 - early * (num_steps - 1)])
+
+
+def _check(meta: Any, weights: Tensor, num_steps: int) -> None:
+    if not isinstance(meta, Meta) or len(meta.phi) != 1:
+        remedy = "Start from maml_plus_plus_init(params, num_steps)."
+        raise ArgumentError("maml_plus_plus(meta_params)", "a Meta", type(meta).__name__, remedy=remedy)
+    rows = tree.axis_size("maml_plus_plus(meta_params.hparams.lr)", meta.hparams.lr, noun="steps")
+    for what, found in (("meta_params.hparams.lr", rows), ("weights", len(weights))):
+        if found != num_steps:
+            raise StructureError(f"maml_plus_plus({what})", f"{num_steps} steps on axis 0", str(found))
 
 
 def maml_plus_plus(
@@ -83,11 +96,11 @@ def maml_plus_plus(
     >>> task_loss(meta, mo.Episode(torch.tensor(0.0), torch.tensor(0.0)), torch.tensor([0.5, 0.5]))  # 4, 2
     tensor(10.)
     """
-    if num_steps < 1:
-        raise ArgumentError("maml_plus_plus(num_steps)", "an integer >= 1", repr(num_steps))
+    check_at_least("maml_plus_plus(num_steps)", num_steps, 1)
     judge, opt = query_loss_fn or loss_fn, sgd()
 
     def task_loss(meta: Meta, episode: Any, weights: Tensor, buffers: Any = None) -> Any:
+        _check(meta, weights, num_steps)
         (support, query), (psi,) = episode, meta.phi
         params, losses = meta.params, []
         for j in range(num_steps):

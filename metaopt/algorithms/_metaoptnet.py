@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from metaopt.errors import ArgumentError
 from metaopt.exact import exact
 
 __all__ = ["metaoptnet", "svm_dual"]
@@ -30,7 +31,7 @@ def svm_dual(x: Tensor, target: Tensor, reg: float = 0.1, num_iters: int = 30) -
 
         max_a  −½ ‖Xᵀa‖² − ½ ‖a‖² + ⟨a, Y⟩    where  a ≤ C·Y,  Σ_k a = 0
 
-    Projected gradient with Nesterov's momentum, of step 1/‖XXᵀ + I‖; every iteration is differentiable.
+    Projected gradient with Nesterov's momentum, of step 1/tr(XXᵀ + I); every iteration is differentiable.
     The ½ ‖a‖² is the authors': it makes the solution unique.
 
     >>> x, target = torch.tensor([[-1.0], [1.0]]), torch.eye(2)
@@ -71,7 +72,7 @@ def metaoptnet(
           num_iters: of the dual ascent.
           query_loss_fn: ``(logits, y) -> tree``, (loss, score) say.
     Returns: a pure function for `map_tasks`; ``meta_params`` is ``(params, scale γ)``.
-    Raises: nothing of its own.
+    Raises: ArgumentError if reg is not positive.
     Cost: one forward and one backward pass, and num_iters products with a kernel of n = way·shot rows.
     Source: Lee et al. 2019, arXiv:1904.03758, equations 4, 6 and 12.
 
@@ -81,6 +82,9 @@ def metaoptnet(
     >>> task_loss((torch.tensor(1.0), torch.tensor(5.0)), mo.Episode((x, y), (x, y)))  # log(1 + e⁻²)
     tensor(0.1269)
     """
+
+    if not reg > 0:
+        raise ArgumentError("metaoptnet(reg)", "a number > 0", repr(reg))
 
     def task_loss(meta_params: Any, episode: Any) -> Any:
         (params, scale), ((x, y), (query_x, query_y)) = meta_params, episode

@@ -39,6 +39,8 @@ def split(params: Any, adapts: Any, where: str = "split(adapts)") -> Part:
         mask = [bool(adapts(path)) for path in tree.paths(params)]
     else:
         mask = tree.broadcast_prefix(where, adapts, params)
+    if not all(isinstance(m, bool) for m in mask):
+        raise ArgumentError(where, "a function of a path, or a tree of bools", repr(adapts))
     if not any(mask):
         remedy = f"The paths are {', '.join(tree.paths(params)[-2:])} and so on."
         raise ArgumentError(where, "at least one leaf that adapts", "none", remedy=remedy)

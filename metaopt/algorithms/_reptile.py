@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from metaopt import tree
+from metaopt.errors import check_at_least
 from metaopt.types import Hypergrad, LossFn, Meta, Optimizer
 from metaopt.unroll import unroll
 
@@ -36,6 +37,9 @@ def reptile(loss_fn: LossFn, opt: Optimizer, num_steps: int | None = 5) -> Calla
     >>> task(torch.tensor(4.0), mo.Episode(torch.tensor(0.0), ())).grad
     tensor(3.)
     """
+
+    if num_steps is not None:
+        check_at_least("reptile(num_steps)", num_steps, 1)
 
     def task_direction(meta_params: Any, episode: Any) -> Hypergrad:
         meta = meta_params if isinstance(meta_params, Meta) else Meta(meta_params)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
+from metaopt.algorithms._hyper_cleaning import weigh
 from metaopt.exact import exact
 from metaopt.step import inner_step
 from metaopt.types import Optimizer
@@ -55,7 +56,8 @@ def reweight(
           batch: examples, leaves [example, ...]; clean: ones that can be trusted.
           hparams: ``opt.hparams`` where None.
     Returns: Reweighted(params, state, weights, loss, slopes).
-    Raises: StructureError if the leaves of batch disagree on the number of examples.
+    Raises: StructureError if the leaves of batch disagree on the number of examples, or there is not one
+            loss for each.
     Cost: about three ordinary steps.
     Source: Ren et al. 2018, arXiv:1803.09050, Algorithm 1.
 
@@ -69,7 +71,7 @@ def reweight(
     number = tree.axis_size("reweight(batch)", batch, noun="examples")
 
     def weighted(params: Any, batch: Any, weights: Tensor) -> Tensor:
-        return (weights * losses_fn(params, batch)).sum()
+        return weigh("reweight(losses_fn)", weights, losses_fn(params, batch)).sum()
 
     def clean_loss(epsilon: Tensor) -> Tensor:
         ahead, _, _ = inner_step(weighted, opt, params, state, batch, hparams, (epsilon,))

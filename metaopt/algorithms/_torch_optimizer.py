@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError
+from metaopt.step import check_optimizer
 from metaopt.types import Optimizer
 
 __all__ = ["TorchOptimizer"]
@@ -44,6 +45,7 @@ class TorchOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params: Iterable[Any], opt: Optimizer, hparams: Any = None, lr: float = 1.0):
+        check_optimizer("TorchOptimizer(opt)", opt)
         self.opt = opt
         hparams = opt.hparams if hparams is None else hparams
         super().__init__(params, {"lr": lr, "hparams": hparams})
@@ -77,6 +79,15 @@ class TorchOptimizer(torch.optim.Optimizer):
                 p.copy_(moved if group["lr"] == 1 else torch.lerp(p, moved, float(group["lr"])))
                 saved.update(_flat(state))
         return loss
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, without casting float32 moments of half-precision parameters to half precision."""
+        super().load_state_dict(state_dict)
+        keys = (key for group in state_dict["param_groups"] for key in group["params"])
+        params = (p for group in self.param_groups for p in group["params"])
+        for key, p in zip(keys, params, strict=True):
+            for name, x in state_dict["state"].get(key, {}).items():
+                self.state[p][name] = x.detach().to(p.device, copy=True) if isinstance(x, Tensor) else x
 
 
 def _flat(value: Any) -> dict[str, Any]:

@@ -11,11 +11,13 @@ from metaopt import tree
 from metaopt.algorithms._optimization_tasks import OptimizationTasks
 from metaopt.algorithms._windows import Inner, advance, pes_window, truncated_window
 from metaopt.batch import map_tasks
-from metaopt.errors import ArgumentError, is_count
+from metaopt.errors import ArgumentError, check_at_least, is_count
 from metaopt.hypergrad._differentiate import moving
 from metaopt.optim._adam import adam
 from metaopt.optim._chain import chain
 from metaopt.optim._clip import clip_by_global_norm
+from metaopt.progress import progress
+from metaopt.step import check_optimizer, check_order
 from metaopt.types import Optimizer
 
 __all__ = ["MetaCarry", "TrainedOptimizer", "train_learned_optimizer"]
@@ -100,7 +102,14 @@ def train_learned_optimizer(
         raise ArgumentError("train_learned_optimizer(window)", expected, repr(window))
     if estimator not in ("truncated", "pes"):
         raise ArgumentError("train_learned_optimizer(estimator)", "'truncated' or 'pes'", repr(estimator))
+    if estimator == "pes" and not sigma > 0:
+        raise ArgumentError("train_learned_optimizer(sigma)", "a number > 0", repr(sigma))
+    check_optimizer("train_learned_optimizer(opt)", opt)
+    check_order("train_learned_optimizer(order)", order)
+    check_at_least("train_learned_optimizer(num_steps)", num_steps, 1)
+    check_at_least("train_learned_optimizer(meta_steps)", meta_steps, 0)
     outer = meta_opt or chain(clip_by_global_norm(1.0), adam(1e-3))
+    check_optimizer("train_learned_optimizer(meta_opt)", outer)
     index, leaves, structure = moving("train_learned_optimizer", opt.hparams if hparams is None else hparams)
     theta = [leaves[i].detach().clone() for i in index]
 
@@ -125,7 +134,7 @@ def train_learned_optimizer(
         carry = MetaCarry(signs, xi, 0, outer.init(theta))
     inner, xi, first, meta_state = carry
     losses, step = [], first
-    for step in range(first + 1, first + 1 + meta_steps):
+    for step in progress(range(first + 1, first + 1 + meta_steps), "train_learned_optimizer"):
         if estimator == "truncated":
             grad, value, inner = truncated_window(run, theta, inner)
         else:

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from metaopt import tree
-from metaopt.errors import ArgumentError
+from metaopt.errors import ArgumentError, check_at_least
 from metaopt.exact import exact
-from metaopt.step import Order, inner_step
+from metaopt.step import Order, check_optimizer, inner_step
 from metaopt.types import LossFn, Meta, Optimizer
 
 __all__ = ["warpgrad"]
@@ -51,11 +51,15 @@ def warpgrad(
     >>> task_loss(meta, mo.Episode(torch.tensor(4.0), torch.tensor(4.0)))  # θ: 1 → 2
     tensor(0.)
     """
-    if num_steps < 1:
-        raise ArgumentError("warpgrad(num_steps)", "an integer >= 1", repr(num_steps))
+    check_optimizer("warpgrad(opt)", opt)
+    check_at_least("warpgrad(num_steps)", num_steps, 1)
     judge = query_loss_fn or loss_fn
 
     def task_loss(meta: Meta, episode: Any) -> Any:
+        if not isinstance(meta, Meta):
+            raise ArgumentError(
+                "warpgrad(meta_params)", "a Meta(params, hparams, (warp,))", type(meta).__name__
+            )
         support, query = episode
         params, state, losses = meta.params, opt.init(meta.params), []
         for _ in range(num_steps):

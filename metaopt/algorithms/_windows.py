@@ -64,10 +64,13 @@ def advance(
 def truncated_window(run: Run, phi: list[Tensor], inner: tuple[Inner, ...]) -> Any:
     """ĝ = mean_i ∂F_i/∂φ, where the carry is a constant; F [task]; the carry."""
     phi = [x.detach().requires_grad_() for x in phi]
-    value, moved = map_tasks(run, how="vmap")(phi, *inner)
+    mapped = map_tasks(run, how="vmap")
+    value, moved = mapped(phi, *inner)
     finite = value.isfinite()
-    mean = torch.where(finite, value, 0.0).sum() / finite.sum().clamp_min(1)
-    grad = list(torch.autograd.grad(mean, phi))
+    kept = value
+    if not bool(finite.all()) and bool(finite.any()):  # 0 times their infinities would be NaN: without them
+        kept, _ = mapped(phi, *(tree.index(task, finite) for task in inner))
+    grad = list(torch.autograd.grad(kept.mean(), phi))
     if not all(bool(g.isfinite().all()) for g in grad):
         grad = [torch.zeros_like(g) for g in grad]
     return grad, value.detach(), (tree.detach(moved),)

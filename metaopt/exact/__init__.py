@@ -8,7 +8,7 @@ on the day torch is mended.
 from metaopt.exact._levels import batched, mapped, transformed
 from metaopt.exact._mode import exact, paused, rewrites
 from metaopt.exact._norms import Statistics, collecting
-from metaopt.exact._random import advance, current_draws, seeded, task_keys, unseeded
+from metaopt.exact._random import advance, current_draws, seeded, task_keys, tasks_from, unseeded
 
 __all__ = [
     "Statistics",
@@ -22,6 +22,7 @@ __all__ = [
     "rewrites",
     "seeded",
     "task_keys",
+    "tasks_from",
     "transformed",
     "unseeded",
 ]

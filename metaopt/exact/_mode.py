@@ -29,9 +29,10 @@ __all__ = ["exact", "paused", "rewrites"]
 
 
 class _Local(threading.local):
-    """What this thread has entered."""
+    """How many of the contexts of this thread say always, and twice; and where rewrites are written down."""
 
-    always, twice = 0, 0
+    always = 0
+    twice = 0
     log: list[tuple[str, str, str]] | None = None
 
 
@@ -197,6 +198,17 @@ class exact(TorchFunctionMode):
     def always_on() -> bool:
         """Tell whether the caller stands inside an ``exact(always=True)``."""
         return _local.always > 0
+
+    @staticmethod
+    def alone() -> bool:
+        """Tell whether the caller stands inside an ``exact`` and nothing else that changes calls on a CPU."""
+        return (
+            not transformed()
+            and exact.innermost()
+            and _len_torch_function_stack() == 1
+            and not exact.always_on()
+            and current_draws() is None
+        )
 
     def __enter__(self) -> exact:
         # torch's own stack, and not a list of ours: while torch runs an autograd.Function or a backward

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from metaopt.errors import ArgumentError
 
-__all__ = ["Draws", "advance", "current_draws", "seeded", "task_keys", "unseeded"]
+__all__ = ["Draws", "advance", "current_draws", "seeded", "task_keys", "tasks_from", "unseeded"]
 
 
 def _signed(word: int) -> int:
@@ -101,9 +101,54 @@ def current_draws() -> Draws | None:
     return getattr(_local, "draws", None)
 
 
-def task_keys(seed: int | Tensor, num_tasks: int) -> Tensor:
-    """One key a task, int64 [task]: a function of the seed and the task's position alone."""
-    return Draws(_key("map_tasks(seed)", seed)).split(num_tasks)
+class tasks_from:
+    """A context in which the tasks of a map are numbers ``first``, ``first + 1``, … of a larger batch.
+
+    A share of the tasks, a rank's or a chunk's, then draws what it would draw as a part of the whole.
+    Contexts add up: a chunk within a share. A map inside a map counts its own tasks from 0.
+
+    Args: first: tasks before these, >= 0; None: the batch is whole again.
+          step: of an outer loop, >= 0; seeds then draw anew at every step. None: the surrounding one's.
+    Raises: ArgumentError.
+
+    >>> with tasks_from(2):
+    ...     share = task_keys(0, 1)
+    >>> torch.equal(share, task_keys(0, 3)[2:])
+    True
+    """
+
+    def __init__(self, first: int | None, step: int | None = None):
+        for name, value in (("first", first), ("step", step)):
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+                raise ArgumentError(f"tasks_from({name})", "an integer >= 0 or None", repr(value))
+        self.first, self.step = first, step
+
+    def __enter__(self) -> None:
+        self.before = _place()
+        first, step = self.before
+        step = step if self.step is None else self.step
+        _local.place = (0, None) if self.first is None else (first + self.first, step)
+
+    def __exit__(self, *exc: Any) -> None:
+        _local.place = self.before
+
+
+def _place() -> tuple[int, int | None]:
+    """The first task's number in the whole batch, and the step of the outer loop."""
+    return getattr(_local, "place", (0, None))
+
+
+def task_keys(seed: int | Tensor | Draws, num_tasks: int) -> Tensor:
+    """One key a task, int64 [task]: a function of the seed and of the task's place alone.
+
+    The place is the position among these tasks, and what `tasks_from` says of the whole batch.
+    """
+    first, step = _place()
+    draws = seed
+    if not isinstance(draws, Draws):
+        key = _key("map_tasks(seed)", seed)
+        draws = Draws(key if step is None else _fold(key, step))
+    return draws.split(first + num_tasks)[first:]
 
 
 def _key(where: str, seed: Any) -> Tensor:

@@ -14,6 +14,7 @@ from metaopt.errors import ArgumentError, DivergenceError
 from metaopt.hypergrad._problem import Problem, complete, count_steps, outer, rollout
 from metaopt.peek import peek
 from metaopt.recompute import check_captured
+from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Meta
 
 __all__ = [
@@ -30,7 +31,9 @@ __all__ = [
 
 
 def check_problem(where: str, problem: Problem) -> None:
-    """Raise CaptureError where a loss captured a tensor that needs a gradient."""
+    """Raise ArgumentError for what is no Problem, CaptureError where a loss captured a gradient's tensor."""
+    if not isinstance(problem, Problem):
+        raise ArgumentError(f"{where}(problem)", "a hypergrad.Problem", type(problem).__name__)
     if not torch.compiler.is_compiling():
         losses = [f for f in (problem.loss_fn, problem.outer_loss) if f is not None]
         check_captured(f"{where}(problem)", *losses)
@@ -125,6 +128,7 @@ def differentiate(
             parameters that the estimator ignores by its definition are asked for by no one: zero.
     """
     index, leaves, _ = moving(where, phi)
+    check_optimizer("Problem(opt)", problem.opt)
     plain = is_plain(phi, problem.batch, problem.outer_batch, problem.params, problem.opt.hparams)
     grads, value, aux = pull(lambda *xs: f(fill(phi, index, xs)), [leaves[i] for i in index], plain)
     return Hypergrad(shaped(phi, index, name_unused(where, phi, index, grads, blind)), value, aux)
@@ -165,6 +169,7 @@ def check_reaches(where: str, problem: Problem, phi: Any) -> None:
         first = rollout(problem, meta, 0, min(1, count_steps(problem)))
         return outer(problem, first.params, meta.phi), ()
 
+    check_optimizer("Problem(opt)", problem.opt)
     plain = is_plain(phi, problem.batch, problem.outer_batch, problem.params, problem.opt.hparams)
     grads, _, _ = pull(value, [leaves[i] for i in index], plain)
     name_unused(where, phi, index, grads)

@@ -122,6 +122,9 @@ def _sampler(
     where: str, problem: Problem, phi: Any, sigma: float, num_samples: int, noise: Any, chunk_size: int | None
 ) -> tuple[Any, Callable[[Any], Tensor]]:
     check_sigma(where, sigma)
+    if chunk_size is not None:
+        check_at_least(f"{where}(chunk_size)", chunk_size, 1)
+    complete(where, problem, phi)
     drawn = draw(where, phi, num_samples, noise)
 
     def value(some: Any) -> Tensor:

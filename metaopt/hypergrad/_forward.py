@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
+from metaopt.errors import check_at_least
 from metaopt.hypergrad._differentiate import (
     check_finite,
     check_problem,
@@ -45,6 +46,8 @@ def forward(problem: Problem, phi: Any, *, chunk_size: int | None = None) -> Hyp
     tensor(1.)
     """
     check_problem("forward", problem)
+    if chunk_size is not None:
+        check_at_least("forward(chunk_size)", chunk_size, 1)
     check_reaches("forward", problem, phi)
     index, leaves, _ = moving("forward", phi)
     xs = [leaves[i] for i in index]

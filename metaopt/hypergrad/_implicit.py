@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
+from metaopt.errors import ArgumentError
 from metaopt.exact import exact
 from metaopt.hypergrad._differentiate import check_finite, check_problem, differentiate, is_plain
 from metaopt.hypergrad._problem import Problem, complete, count_steps, outer, segment
@@ -123,6 +124,11 @@ def _estimate(
 ) -> Hypergrad:
     """For a condition G(θ*, φ) = 0: (−sign ∂G/∂θ)ᵀ q = ∇F,  dF/dφ = ∂F/∂φ + sign (∂G/∂φ)ᵀ q."""
     check_problem(where, problem)
+    if problem.outer_every is not None:
+        got, remedy = repr(problem.outer_every), "The theorem holds at θ_J alone; use unrolled or truncated."
+        raise ArgumentError(f"{where}(problem.outer_every)", "None", got, remedy=remedy)
+    if solve.__class__ is not Solver:
+        raise ArgumentError(f"{where}(solve)", "a metaopt.linsolve solver", type(solve).__name__)
     meta, total = complete(where, problem, phi), count_steps(problem)
     plain = is_plain(phi, problem.batch, problem.outer_batch, problem.params)
     with torch.no_grad() if plain else contextlib.nullcontext():

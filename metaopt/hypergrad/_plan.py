@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metaopt import show, tree
 from metaopt.errors import ArgumentError
-from metaopt.hypergrad._problem import Problem, count_steps, segment
+from metaopt.hypergrad._problem import Problem, complete, count_steps, segment
 from metaopt.hypergrad._unrolled import unrolled
 from metaopt.memory import Binomial, Memory, Offload
 from metaopt.peak import peak_memory
@@ -81,6 +81,9 @@ def plan(problem: Problem, budget: float | None = None, phi: Any = None) -> Plan
     9
     """
     phi = Meta(problem.params) if phi is None else phi
+    if budget is not None and (isinstance(budget, bool) or not isinstance(budget, (int, float))):
+        raise ArgumentError("plan(budget)", "a number of bytes, or None", repr(budget))
+    complete("plan", problem, phi)
     total, least = count_steps(problem), 16 if problem.outer_every is None else 4 * problem.outer_every
     if total < least:
         raise ArgumentError("plan(problem)", f"at least {least} steps to plan for", str(total))

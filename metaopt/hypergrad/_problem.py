@@ -10,11 +10,11 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError, is_count
 from metaopt.exact import exact
-from metaopt.step import Order
+from metaopt.step import Order, check_optimizer
 from metaopt.types import LossFn, Meta, Optimizer
 from metaopt.unroll import Memory, unroll
 
-__all__ = ["Problem", "Rollout", "complete", "count_steps", "outer", "rollout", "segment"]
+__all__ = ["Problem", "Rollout", "complete", "count_steps", "outer", "rollout", "segment", "stops"]
 
 
 class Problem(NamedTuple):
@@ -68,12 +68,15 @@ class Rollout(NamedTuple):
 
 def complete(where: str, problem: Problem, phi: Any) -> Meta:
     """φ as a Meta without gaps, its trees checked."""
+    if not isinstance(problem, Problem):
+        raise ArgumentError(f"{where}(problem)", "a hypergrad.Problem", type(problem).__name__)
     meta = phi if isinstance(phi, Meta) else Meta(phi)
     params = problem.params if meta.params is None else meta.params
     if params is None:
         raise ArgumentError(
             f"{where}(phi)", "initial parameters in phi or in the problem", "neither", remedy="Set params."
         )
+    check_optimizer("Problem(opt)", problem.opt)
     hparams = problem.opt.hparams if meta.hparams is None else meta.hparams
     if type(hparams) is not type(problem.opt.hparams):
         kind = type(problem.opt.hparams).__name__

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 from typing import Any
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from metaopt.errors import ArgumentError, is_count
 from metaopt.hypergrad._differentiate import check_finite, check_problem, differentiate, is_plain
-from metaopt.hypergrad._problem import Problem, Rollout, complete, count_steps, rollout
+from metaopt.hypergrad._problem import Problem, Rollout, complete, count_steps, outer, rollout, stops
 from metaopt.types import Hypergrad, Meta
 from metaopt.unroll import Memory
 
@@ -19,11 +20,13 @@ __all__ = ["one_step", "prefix", "truncated"]
 _BLIND = "Initial parameters aside, the last steps must see all of phi; use unrolled."
 
 
-def prefix(problem: Problem, meta: Meta, stop: int) -> Rollout:
-    """Steps 0 … stop−1 for a constant of the estimate (not of whoever differentiates the estimate)."""
+def prefix(
+    problem: Problem, meta: Meta, stop: int, start: int = 0, params: Any = None, state: Any = None
+) -> Rollout:
+    """Steps start … stop−1 for a constant of the estimate (not of whoever differentiates the estimate)."""
     plain = is_plain(meta, problem.batch, problem.outer_batch)
     with torch.no_grad() if plain else contextlib.nullcontext():
-        return rollout(problem, meta, 0, stop)
+        return rollout(problem, meta, start, stop, params, state)
 
 
 def truncated(problem: Problem, phi: Any, *, last: int, memory: Memory = "all") -> Hypergrad:
@@ -81,19 +84,23 @@ def _last(where: str, problem: Problem, phi: Any, last: int, memory: Memory) -> 
     total = count_steps(problem)
     if not is_count(last, 0) or last > total:
         raise ArgumentError(f"{where}(last)", f"an integer from 0 to num_steps={total}", repr(last))
-    meta = complete(where, problem, phi)
-    early = prefix(problem, meta, total - last) if last < total else None
+    meta, first = complete(where, problem, phi), total - last
+    params = state = None
+    losses, judged = [], []  # of the steps that are constants, and the θ among them that F judges
+    for begin, end in itertools.pairwise([0, *stops(problem, 0, first)] if first else []):
+        params, state, _, some = prefix(problem, meta, end, begin, params, state)
+        losses.append(some)
+        if problem.outer_every and end % problem.outer_every == 0 and end < total:
+            judged.append(params)
+
+    count = total // (problem.outer_every or 1)
 
     def value(phi: Any) -> tuple[Tensor, Rollout]:
         now = complete(where, problem, phi)
-        if early is None:
-            out = rollout(problem, now, memory=memory)
-        else:
-            start = total - last
-            out = rollout(problem, now, start, total, early.params, early.state, memory=memory)
-            losses = torch.cat([early.losses, out.losses])
-            out = out._replace(value=out.value + early.value, losses=losses)
+        out = rollout(problem, now, first, total, params, state, memory=memory)
+        shares = [outer(problem, theta, now.phi) / count for theta in judged]
+        out = out._replace(value=sum(shares, out.value), losses=torch.cat([*losses, out.losses]))
         check_finite(where, out.losses)
         return out.value, out
 
-    return differentiate(where, problem, phi, value, "" if early is None else _BLIND)
+    return differentiate(where, problem, phi, value, _BLIND if first else "")

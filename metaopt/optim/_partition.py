@@ -104,6 +104,9 @@ def masked(opt: Optimizer, mask: Labels) -> Optimizer:
     {'bias': tensor([1.]), 'weight': tensor([0.5000])}
     """
 
+    if not isinstance(opt, Optimizer):
+        raise ArgumentError("masked(opt)", "an Optimizer", type(opt).__name__)
+
     def labels(params: Any) -> list[Any]:
         found = label_of_leaves(mask, params)
         for i, flag in enumerate(found):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,20 +19,30 @@ def _running_median(values: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Medians of windows of ``width`` entries and the last index of each; about 200 of them."""
     stride = max(len(values) // 200, 1)
     windows = values.unfold(0, width, stride)
-    return torch.arange(len(windows)) * stride + width - 1, windows.median(-1).values
+    return torch.arange(len(windows)) * stride + width - 1, windows.nanmedian(-1).values
 
 
-def learning_curve(lines: Sequence[dict[str, float]], score: str = "accuracy") -> Any:
+def _number(x: float | None) -> float:
+    return math.nan if x is None else x
+
+
+def learning_curve(lines: Sequence[Mapping[str, float | None]], score: str = "accuracy") -> Any:
     """Draw loss and score against outer steps, raw and as a running median.
 
-    Args: lines: one dict a step with "step", "loss" and ``score``, as in metrics.jsonl.
+    Args: lines: one dict a step with "step", "loss" and ``score``, as in metrics.jsonl; None where a number
+              was not finite.
+    Raises: ArgumentError for no lines, or one that lacks a number.
     """
     names = ["loss"] if score in ("loss", "mse") else ["loss", score]
+    for name in ("step", *names):
+        if not lines or any(name not in line for line in lines):
+            got = "one without" if lines else "none"
+            raise ArgumentError("plot.learning_curve(lines)", f"lines with {name!r}", got)
     fig = figure(figsize=(4.6 * len(names), 3.2))
     steps = torch.tensor([line["step"] for line in lines], dtype=torch.float64)
     width = max(len(lines) // 50, 1)
     for axis, name, colour in zip(fig.subplots(1, len(names), squeeze=False)[0], names, (BLUE, ORANGE)):
-        values = torch.tensor([line[name] for line in lines], dtype=torch.float64)
+        values = torch.tensor([_number(line[name]) for line in lines], dtype=torch.float64)
         axis.plot(steps, values, color=colour, alpha=0.2, linewidth=0.5)
         last, medians = _running_median(values, width)  # one diverging task would drown a mean
         axis.plot(steps[last], medians, color=colour, label=f"median of {width}")

@@ -65,13 +65,17 @@ class DifferentiableOptimizer:
             self._groups = ImperativeGroups(other, self)
         elif isinstance(other, torch.optim.LBFGS):
             self._groups = PureGroups(*from_lbfgs(other))
-        else:
+        elif isinstance(other, torch.optim.Optimizer):
             self._groups = Groups(other)
+        else:
+            expected = "a torch.optim.Optimizer or a metaopt.Optimizer"
+            raise ArgumentError("get_diff_optim(opt)", expected, type(other).__name__)
         places = {id(p): i for i, p in enumerate(reference)}
         missing = [p for p in self._groups.trained if id(p) not in places]
         if missing:
             got = f"one of shape {list(missing[0].shape)} that is not"
             raise ArgumentError("get_diff_optim(reference_params)", "every parameter of the optimizer", got)
+        self._number = len(reference)
         self._index = [places[id(p)] for p in self._groups.trained]
         self._opt: Any = other
         self._fmodel, self._callback = fmodel, grad_callback
@@ -147,7 +151,12 @@ class DifferentiableOptimizer:
 
     def _params(self, params: Iterable[Tensor] | None) -> list[Tensor]:
         if params is not None:
-            return list(params)
+            given = list(params)
+            if len(given) != self._number or not all(isinstance(p, Tensor) for p in given):
+                got = f"{len(given)} entries of {sorted({type(p).__name__ for p in given})}"
+                remedy = "Pass them in the order of reference_params."
+                raise ArgumentError("step(params)", f"{self._number} tensors", got, remedy=remedy)
+            return given
         now = None if self._fmodel is None else self._fmodel.fast_params
         if now is None:
             remedy = "Pass params=..., or an fmodel when the optimizer is made."
@@ -173,7 +182,13 @@ class DifferentiableOptimizer:
             remedy = "Compute it with the fmodel after the step before."
             expected = "a loss that depends on the current fast weights"
             raise ArgumentError("step(loss)", expected, "one that does not", remedy=remedy)
-        return grads if callback is None else list(callback(tuple(grads)))
+        if callback is None:
+            return grads
+        new = callback(tuple(grads))
+        if not isinstance(new, (list, tuple)) or len(new) != len(grads):
+            got = f"{len(new)}" if isinstance(new, (list, tuple)) else type(new).__name__
+            raise ArgumentError("step(grad_callback)", f"{len(grads)} gradients from it", got)
+        return list(new)
 
     def _store(self, old: list[Tensor], part: list[Tensor]) -> list[Tensor]:
         new = list(old)

@@ -53,6 +53,24 @@ class _Guarded(_Layer):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
+class _Recurrent(_Guarded):
+    """One of torch's own recurrent layers, of whose thirty calls `exact` has to see none on a CPU."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if exact.alone():
+            with torch._C.DisableTorchFunction():
+                if all(_plain(x) for x in (*args, *kwargs.values(), *self._parameters.values())):  # type: ignore[attr-defined]
+                    return super().forward(*args, **kwargs)  # type: ignore[misc]
+        return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+
+def _plain(x: Any) -> bool:
+    """Tell whether torch's own kernel is what runs: of tensors on the CPU that nobody listens to."""
+    if isinstance(x, tuple):
+        return type(x) is tuple and all(map(_plain, x))
+    return x is None or (type(x) in (Tensor, nn.Parameter) and x.is_cpu)
+
+
 class FastModule(_Layer):
     """A model whose weights are P[t], connected to P[0]: what `innerloop_ctx` and `monkeypatch` give.
 
@@ -98,7 +116,9 @@ class FastModule(_Layer):
 
     def parameters(self, recurse: bool = True, time: int | None = None) -> Iterator[Tensor]:
         """P[time], in the order of the model's own parameters; the latest where None."""
-        return iter(self._weights.at(time))
+        if recurse:
+            return iter(self._weights.at(time))
+        return (p for _, p in self.named_parameters(recurse=False, time=time))
 
     def named_parameters(
         self,
@@ -110,7 +130,7 @@ class FastModule(_Layer):
         """P[time] with the names of the model's own parameters."""
         dot = prefix + "." if prefix else ""
         pairs = zip(self._weights.names, self._weights.at(time), strict=True)
-        return ((dot + name, p) for name, p in pairs)
+        return ((dot + name, p) for name, p in pairs if recurse or "." not in name)
 
     def __call__(
         self, *args: Any, params: Iterable[Tensor] | Mapping[str, Tensor] | None = None, **kwargs: Any
@@ -154,17 +174,23 @@ class FastModule(_Layer):
 
     def hand_back(self, module: nn.Module, *, params: bool = False, buffers: bool = True) -> None:
         """Write to a module of the same architecture: running statistics, and P[t] where asked for."""
-        weights = self._weights
+        theirs: list[tuple[str, Any]] = []
+        ours: list[tuple[str, Any]] = []
+        if params:
+            theirs += list(module.named_parameters())
+            ours += list(self.named_parameters())
+        if buffers:
+            theirs += list(module.named_buffers())
+            ours += list(self.named_buffers())  # type: ignore[attr-defined]
+        where = "fmodel.hand_back(module)"  # checked before anything is written, for copy_ would broadcast
+        if len(theirs) != len(ours):
+            raise ArgumentError(where, f"{len(ours)} tensors", str(len(theirs)))
+        for (name, x), (_, y) in zip(theirs, ours, strict=True):
+            if x.shape != y.shape:
+                raise ArgumentError(where, f"shape {list(y.shape)}", f"{list(x.shape)}", name)
         with torch.no_grad():
-            if params:
-                for p, q in zip(module.parameters(), weights.at(None), strict=True):
-                    p.copy_(q)
-            if buffers:
-                for (name, b), (_, q) in zip(module.named_buffers(), self.named_buffers(), strict=True):  # type: ignore[attr-defined]
-                    if b.shape != q.shape:
-                        expected = f"shape {list(q.shape)}"
-                        raise ArgumentError("fmodel.hand_back(module)", expected, f"{list(b.shape)}", name)
-                    b.copy_(q)
+            for (_, x), (_, y) in zip(theirs, ours, strict=True):
+                x.copy_(y)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         for layer in self.modules():  # type: ignore[attr-defined]
@@ -182,18 +208,21 @@ def _leaf(p: Tensor) -> Tensor:
 
 
 # torch's own layers whose forward is differentiated twice by torch as it is; the rest is guarded
+_TORCHS = "torch.nn.modules."
 _RISKY = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase, nn.EmbeddingBag)
 
 
 def _risky(layer: nn.Module) -> bool:
-    ours = not type(layer).__module__.startswith("torch.nn.modules.")
+    ours = not type(layer).__module__.startswith(_TORCHS)
     return ours or isinstance(layer, _RISKY) or bool(layer._forward_hooks or layer._forward_pre_hooks)
 
 
 @lru_cache(maxsize=512)
 def _class_of(original: Any, root: bool, guarded: bool) -> type:
     """The original class with the mixins in front of it."""
-    mixins = (FastModule,) * root + (_Guarded,) * guarded or (_Layer,)
+    recurrent = issubclass(original, nn.RNNBase) and original.__module__.startswith(_TORCHS)
+    guard = _Recurrent if recurrent else _Guarded
+    mixins = (FastModule,) * root + (guard,) * guarded or (_Layer,)
     marks = {"_original": original, "_guarded": guarded}
     bases: Any = (*mixins, original)
     return type(f"Functional{original.__name__}", bases, marks)

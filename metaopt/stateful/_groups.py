@@ -37,15 +37,26 @@ def shadow(live: torch.optim.Optimizer, dicts: Dicts, state: Any) -> torch.optim
 
 def lay_over(where: str, dicts: Dicts, known: list[set[str]], override: Mapping[str, Any]) -> None:
     """Write ``{key: one value, [one for all groups] or [one a group]}`` into the groups."""
+    if not isinstance(override, Mapping):
+        raise ArgumentError(where, "a dict of settings", type(override).__name__)
+    if override and not dicts:
+        expected, remedy = "settings with names", "Give its hparams their values where it is made."
+        raise ArgumentError(where, expected, "an optimizer whose hparams have none", remedy=remedy)
     for key, values in override.items():
         if not all(key in names for names in known):
             expected = f"one of {sorted(set().union(*known))}"
             raise ArgumentError(where, expected, repr(key), remedy="Flags about speed have no effect here.")
         alone = isinstance(values, (int, float, Tensor)) or (isinstance(values, tuple) and key in TUPLES)
+        if not alone and not isinstance(values, (list, tuple)):
+            raise ArgumentError(where, "a number, a tensor or a list", type(values).__name__, at=repr(key))
         listed = [values] if alone else list(values)
         if len(listed) not in (1, len(dicts)):
             expected = f"1 value, or one for each of {len(dicts)} groups"
             raise ArgumentError(where, expected, str(len(listed)), at=repr(key))
+        size = len(TUPLES[key]) if key in TUPLES and isinstance(dicts[0].get(key), (tuple, list)) else 0
+        for value in listed if size else ():
+            if not isinstance(value, (tuple, list)) or len(value) != size:
+                raise ArgumentError(where, f"a tuple of {size}", repr(value), at=repr(key))
         for i, d in enumerate(dicts):
             d[key] = listed[0] if len(listed) == 1 else listed[i]
 

@@ -29,6 +29,7 @@ def get_trainable_opt_params(opt: torch.optim.Optimizer, device: Any = None) -> 
     >>> sorted(override), override["lr"]
     (['dampening', 'lr', 'momentum', 'weight_decay'], [tensor(0.5000, requires_grad=True)])
     """
+    _check("get_trainable_opt_params(opt)", opt)
     factory = factory_of(type(opt))
     found: dict[str, list[Any]] = {}
     for group in opt.param_groups:
@@ -45,7 +46,13 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Mapping[str
 
     Raises: ArgumentError for a key that it does not have, or another number of values.
     """
+    _check("apply_trainable_opt_params(opt)", opt)
     for key, values in override.items():
+        if not isinstance(values, (list, tuple)):
+            got = type(values).__name__
+            raise ArgumentError(
+                "apply_trainable_opt_params(override)", "a list, one value a group", got, repr(key)
+            )
         if len(values) not in (1, len(opt.param_groups)):
             expected = f"1 value, or one for each of {len(opt.param_groups)} groups"
             raise ArgumentError("apply_trainable_opt_params(override)", expected, str(len(values)), repr(key))
@@ -54,6 +61,11 @@ def apply_trainable_opt_params(opt: torch.optim.Optimizer, override: Mapping[str
                 expected = f"one of {sorted(k for k in group if k != 'params')}"
                 raise ArgumentError("apply_trainable_opt_params(override)", expected, repr(key))
             group[key] = _like(values[0] if len(values) == 1 else values[i], group[key])
+
+
+def _check(where: str, opt: object) -> None:
+    if not isinstance(opt, torch.optim.Optimizer):
+        raise ArgumentError(where, "a live torch.optim.Optimizer", type(opt).__name__)
 
 
 def _continuous(value: Any) -> bool:

@@ -65,6 +65,8 @@ def innerloop_ctx(
     fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads, history=history)
     several = isinstance(opt, (list, tuple)) and not isinstance(opt, Optimizer)
     opts: Any = opt if several else (opt,)
+    if not opts:
+        raise ArgumentError("innerloop_ctx(opt)", "an optimizer at least", "none")
     reference = list(getattr(model, "_orig_mod", model).parameters())
     diffopts = tuple(
         get_diff_optim(

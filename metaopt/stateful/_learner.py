@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from metaopt import optim
 from metaopt.stateful.optim import get_diff_optim
 from metaopt.stateful.patch import monkeypatch
+from metaopt.step import check_optimizer
 from metaopt.types import Optimizer
 
 __all__ = ["MAML", "Learner", "MetaSGD"]
@@ -61,6 +62,8 @@ class MAML(nn.Module):
         self, model: nn.Module, lr: float = 0.1, first_order: bool = False, opt: Optimizer | None = None
     ) -> None:
         super().__init__()
+        if opt is not None:
+            check_optimizer("MAML(opt)", opt)
         self.module, self.first_order = model, first_order
         self.opt = optim.sgd(lr=lr) if opt is None else opt
 

@@ -75,7 +75,13 @@ def create_diff_optim(
     """
     if params is None and (fmodel is None or fmodel.fast_params is None):
         raise ArgumentError("create_diff_optim(params)", "params or an fmodel", "neither")
+    if not (isinstance(opt_type, type) and issubclass(opt_type, torch.optim.Optimizer)):
+        remedy = "A live optimizer, or a metaopt.Optimizer, goes to get_diff_optim."
+        got = type(opt_type).__name__
+        raise ArgumentError("create_diff_optim(opt_type)", "a class of torch.optim's", got, remedy=remedy)
     entries = list(fmodel.parameters() if params is None else params)
+    if not entries:
+        raise ArgumentError("create_diff_optim(params)", "one parameter at least", "none")
     groups = entries if isinstance(entries[0], dict) else [{"params": entries}]
     stood = [[torch.zeros_like(p, requires_grad=True) for p in _tensors(g["params"])] for g in groups]
     live = opt_type([{**g, "params": ps} for g, ps in zip(groups, stood, strict=True)], **(opt_kwargs or {}))
@@ -95,6 +101,8 @@ def register_optim(opt_type: type, rule: Any) -> None:
               fields have torch's names; or a `DifferentiableOptimizer` subclass with ``_update``.
     Without any registration a `metaopt.Optimizer` may be given in the place of a live optimizer.
     """
+    if not isinstance(opt_type, type):
+        raise ArgumentError("register_optim(opt_type)", "a class of optimizers", repr(opt_type))
     if isinstance(rule, type) and issubclass(rule, DifferentiableOptimizer):
         _CLASSES[opt_type] = rule
     elif callable(rule):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from metaopt import optim
+from metaopt.errors import ArgumentError
 from metaopt.stateful._fast import FastModule
 from metaopt.stateful.optim import get_diff_optim
 from metaopt.types import Optimizer
@@ -39,6 +40,9 @@ class MetaOptimizer:
     """
 
     def __init__(self, net: Any, opt: Optimizer) -> None:
+        if not isinstance(net, FastModule):
+            remedy = "Make one by monkeypatch(model, copy_initial_weights=False)."
+            raise ArgumentError("MetaOptimizer(net)", "an fmodel", type(net).__name__, remedy=remedy)
         self.diffopt = get_diff_optim(opt, net.parameters(), net)
 
     def step(self, loss: Tensor) -> None:

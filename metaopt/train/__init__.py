@@ -1,5 +1,6 @@
 """Training: the outer loop, its checkpoints, many processes, evaluation and pictures."""
 
+from metaopt.exact import tasks_from
 from metaopt.show import dress
 from metaopt.train._checkpoint import Checkpoint, load, restore, save
 from metaopt.train._config import CHOICES, Config, config_for
@@ -13,7 +14,7 @@ from metaopt.train._method import Learned, Method
 from metaopt.train._methods import METHODS, make_method
 from metaopt.train._pictures import save_pictures
 from metaopt.train._problem import Problem, conv4, make_problem, mlp
-from metaopt.train._run import Run, resumed_config
+from metaopt.train._run import Run, check_resumed, resumed_config
 from metaopt.train._shards import gather_params, shard_params
 from metaopt.train._writers import CSVWriter, JSONLWriter, TensorBoardWriter, Writer
 
@@ -38,6 +39,7 @@ __all__ = [
     "TensorBoardWriter",
     "Writer",
     "by_autograd",
+    "check_resumed",
     "config_for",
     "conv4",
     "evaluate",
@@ -57,6 +59,7 @@ __all__ = [
     "shard_params",
     "shard_tasks",
     "start",
+    "tasks_from",
     "train",
 ]
 

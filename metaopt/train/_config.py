@@ -50,6 +50,10 @@ class Config:
     threads: int = _field("of an operation; 0: torch's own choice", default=1)
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value, kind = getattr(self, field.name), str(field.type)
+            holds = isinstance(value, _KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))
+            self._check(field.name, holds, f"a value of type {kind}")
         for name, least in LEAST.items():
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
         for name in ("inner_lr", "meta_lr", "lr_lr", "clip", "strength"):
@@ -61,6 +65,8 @@ class Config:
         if not holds:
             raise ArgumentError(f"train({name})", expected, repr(getattr(self, name)))
 
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "bool": bool}
 
 LEAST = {
     "shot": 1,

@@ -59,6 +59,8 @@ def share(total: int, rank: int, size: int) -> slice:
 def shard_tasks(episodes: Any, *, rank: int | None = None, world_size: int | None = None) -> Any:
     """Return this rank's tasks of a batch that every rank has drawn alike.
 
+    Under ``with tasks_from(⌊rT/W⌋)`` a ``map_tasks(seed=)`` over them draws what it draws over all of them.
+
     Args: episodes: stacked, the leading axis of every leaf being the task.
           rank, world_size: those of torch.distributed; 0 and 1 without a process group.
     Returns: tasks ⌊rT/W⌋ up to ⌊(r+1)T/W⌋, views; none where there are fewer tasks than ranks.

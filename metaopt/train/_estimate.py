@@ -11,6 +11,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.errors import ArgumentError, StructureError, is_count
+from metaopt.exact import tasks_from
 from metaopt.train._distributed import ranks, share, sum_over_ranks, weighted
 
 __all__ = ["Estimate", "Estimator", "by_autograd", "over_ranks"]
@@ -88,7 +89,8 @@ def by_autograd(
         for first in range(0, total, size):
             count = min(size, total - first)
             chunk = episodes if count == total else tree.index(episodes, slice(first, first + count))
-            losses, scores, grads = one(meta_params, leaves, chunk, count)
+            with tasks_from(first):
+                losses, scores, grads = one(meta_params, leaves, chunk, count)
             parts.append((losses, scores))
             share = [g * (count / total) for g in grads] if count < total else list(grads)
             sums = [s + g for s, g in zip(sums, share, strict=True)] if sums else share
@@ -147,13 +149,15 @@ def over_ranks(
     """
     number, size = ranks()
     if size == 1:
-        return estimator.estimate(meta_params, episodes, step, carry), asked()
+        with tasks_from(0, step):
+            return estimator.estimate(meta_params, episodes, step, carry), asked()
     total = size if episodes is None else count_tasks(episodes)
     mine = share(total, number, size)
     count = mine.stop - mine.start
     # a rank without tasks computes the first one for the shapes of the result, with weight 0
     some = episodes if episodes is None else tree.index(episodes, mine if count else slice(0, 1))
-    found = estimator.estimate(meta_params, some, step, carry)
+    with tasks_from(mine.start if episodes is not None else 0, step):
+        found = estimator.estimate(meta_params, some, step, carry)
 
     def placed(values: Tensor) -> Tensor:
         row = torch.zeros(total, dtype=values.dtype, device=values.device)

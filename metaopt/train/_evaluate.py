@@ -10,6 +10,7 @@ from torch import Tensor
 
 from metaopt import tree
 from metaopt.batch import map_tasks
+from metaopt.errors import check_at_least
 from metaopt.progress import progress
 from metaopt.train._config import Config
 from metaopt.train._methods import make_method
@@ -49,7 +50,12 @@ def evaluate(
     """Score the learned initialisation on test tasks, before and after each adaptation step.
 
     The interval is the normal one over tasks, ±1.96 s/√n. Tasks never depend on the training seed.
+
+    Raises: ArgumentError for fewer than two tasks, or a negative number of steps.
     """
+    check_at_least("evaluate(num_tasks)", num_tasks, 2)
+    if num_steps is not None:
+        check_at_least("evaluate(num_steps)", num_steps, 0)
     num_steps = (config.test_steps or config.inner_steps) if num_steps is None else num_steps
     method = make_method(config, problem)
 

@@ -86,7 +86,8 @@ def fit(
     Every step is a function of the run's state and of (seed, step) alone: it seeds torch's, Python's and
     numpy's generators anew. A run that was killed and resumed therefore ends in the same bytes as one
     that was not. Under torchrun the tasks are shared out over the ranks and the gradient is reduced once;
-    rank 0 writes, and callbacks are called on every rank.
+    rank 0 writes, and callbacks are called on every rank. With ``map_tasks(seed=)`` a task's dropout and
+    noise too are the same for any number of ranks and any ``chunk_size``; without it ranks draw their own.
 
     Args: meta_loss: ``(meta_params, episodes) -> losses [task]``, as `map_tasks` makes it, or ``(losses,
               scores)`` with scores a dict of [task]; or an `Estimator`.
@@ -231,6 +232,9 @@ def _agreed(values: float | dict[str, float]) -> dict[str, float]:
     given = values if isinstance(values, dict) else {"loss": values}
     if not given:
         raise ArgumentError("fit(validate)", "a number, or a dict with one", "{}")
+    for k, v in given.items():
+        if not (v.numel() == 1 if isinstance(v, Tensor) else isinstance(v, (int, float))):
+            raise ArgumentError("fit(validate)", "a number, or a dict of them", repr(v), str(k))
     mine = {str(k): float(v.detach() if isinstance(v, Tensor) else v) for k, v in given.items()}
     return json.loads(from_first(lambda: json.dumps(mine).encode()))
 

@@ -12,7 +12,7 @@ from metaopt.train._estimate import Estimate, Estimator
 from metaopt.train._fit import Fitted, fit, start_run
 from metaopt.train._methods import make_method
 from metaopt.train._problem import Problem
-from metaopt.train._run import Resume, Run
+from metaopt.train._run import Resume, Run, check_resumed, resumed_config
 
 __all__ = ["start", "train"]
 
@@ -39,6 +39,7 @@ def train(
     Returns: Fitted; fewer steps than ``config.iterations`` after Ctrl-C.
     Raises: CheckpointError; DivergenceError with step, task and leaf where a number stops being finite.
     """
+    check_resumed(resumed_config(out, resume), config, out)
     method = make_method(config, problem)
 
     def estimate(learned: Any, episodes: Any, step: int, carry: Any) -> Estimate:

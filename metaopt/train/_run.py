@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -15,7 +16,7 @@ from metaopt.train import _checkpoint as checkpoint
 from metaopt.train._config import Config
 from metaopt.train._distributed import from_first, gather, is_restart, leave_name, ranks
 
-__all__ = ["Resume", "Run", "Store", "Watch", "resumed_config"]
+__all__ = ["Resume", "Run", "Store", "Watch", "check_resumed", "resumed_config"]
 
 Resume = bool | Literal["auto"]
 
@@ -81,7 +82,10 @@ class Store:
 
     def _read(self, resume: Resume) -> bytes:
         assert self.out is not None
-        self.out.mkdir(parents=True, exist_ok=True)
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ArgumentError("train(out)", "a folder, or a place for one", f"'{error}'") from error
         path = self.out / "checkpoint.pt"
         goes_on = _goes_on(self.out, resume)
         if not goes_on and path.exists():
@@ -123,3 +127,20 @@ def resumed_config(out: Path, resume: Resume) -> Config | None:
 
     content = from_first(read)
     return checkpoint.parse(content, str(out / "checkpoint.pt")).config if content else None
+
+
+_ANEW = {"data", "device"}  # where a run goes on is no part of what it computes
+
+
+def check_resumed(saved: Config | None, config: Config, out: Path) -> None:
+    """Raise CheckpointError that names an option in which a run would go on as another."""
+    for name in sorted(dataclasses.asdict(saved).keys() - _ANEW) if saved else ():
+        before, now = getattr(saved, name), getattr(config, name)
+        if before != now:
+            raise CheckpointError(
+                f"train({name})",
+                f"{before!r}, as in the checkpoint",
+                repr(now),
+                str(out / "checkpoint.pt"),
+                remedy="Leave the option out, or start another run with --out.",
+            )

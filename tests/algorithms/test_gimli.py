@@ -198,8 +198,9 @@ def test_it_learns_the_rate_of_a_valley() -> None:
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ({"num_lookahead": 0}, r"gimli\(num_meta_updates, num_lookahead\): expected I >= 0 and J >= 1"),
-        ({"num_meta_updates": -1}, r"got -1 and 1"),
+        ({"num_lookahead": 0}, r"gimli\(num_lookahead\): expected an integer >= 1, got 0"),
+        ({"num_meta_updates": -1}, r"gimli\(num_meta_updates\): expected an integer >= 0, got -1"),
+        ({"num_meta_updates": 1.5}, r"gimli\(num_meta_updates\): .* got 1\.5"),
         ({"evaluate_at": (2,)}, r"gimli\(evaluate_at\): expected numbers of steps from 1 to 1, got \(2,\)"),
         ({"evaluate_at": ()}, r"gimli\(evaluate_at\)"),
     ],

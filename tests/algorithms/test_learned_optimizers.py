@@ -176,5 +176,7 @@ def test_bad_input_is_told() -> None:
         opt.update([p], opt.init([p, p]), [p], opt.hparams)
     with pytest.raises(StructureError, match=r"learned_mlp.update\(grads\): expected shape \[2\]"):
         opt.update(p, opt.init(p), torch.ones(3), opt.hparams)
-    with pytest.raises(StructureError, match=r"learned_mlp.init\(params\): expected a floating-point tensor"):
+    with pytest.raises(
+        StructureError, match=r"learned_mlp.init\(params\): expected a real floating-point tensor"
+    ):
         opt.init(torch.arange(3))

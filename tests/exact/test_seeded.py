@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 import metaopt as mo
 from metaopt.errors import ArgumentError, VmapError
-from metaopt.exact import seeded, task_keys
+from metaopt.exact import seeded, task_keys, tasks_from
 
 N = 20_000
 DISTRIBUTIONS: dict[str, tuple[Any, float, float]] = {  # draw, mean, standard deviation
@@ -122,6 +122,47 @@ def test_a_map_inside_a_map_draws_anew_for_each() -> None:
     assert found.unique().numel() == 12
     looped = mo.map_tasks(outer, how="loop", seed=0)(torch.zeros(()), torch.zeros(3, 4))
     torch.testing.assert_close(found, looped)
+
+
+@pytest.mark.parametrize("how", ["vmap", "loop"])
+def test_a_share_of_the_tasks_draws_what_it_draws_in_the_whole(how: Any) -> None:
+    fn = mo.map_tasks(lambda x, y: y + torch.rand(3, dtype=torch.float64), how=how, seed=5)
+    x, ys = torch.zeros(()), torch.zeros(5, dtype=torch.float64)
+    whole = fn(x, ys)
+    with tasks_from(1):
+        with tasks_from(2):  # a chunk within a share
+            assert torch.equal(fn(x, ys[3:]), whole[3:])
+        assert torch.equal(fn(x, ys[1:3]), whole[1:3])
+    plain = mo.map_tasks(lambda x, y: y + torch.rand(3, dtype=torch.float64), how=how)
+    with mo.exact(), seeded(6):
+        expected = plain(x, ys)
+    with mo.exact(), seeded(6), tasks_from(4):
+        assert torch.equal(plain(x, ys[4:]), expected[4:])
+    assert torch.equal(fn(x, ys), whole), "the context was left"
+
+
+def test_a_step_draws_anew_and_a_map_inside_counts_from_zero() -> None:
+    inner = mo.map_tasks(lambda x, y: y + torch.rand(()), how="vmap", seed=1)
+    outer = mo.map_tasks(lambda x, ys: inner(x, ys), how="loop", seed=0)
+    x, ys = torch.zeros(()), torch.zeros(3, 4)
+    expected = outer(x, ys)
+    with tasks_from(2, step=7):
+        assert torch.equal(outer(x, ys), expected), "its seed is its own"
+        later = inner(x, ys[0])
+    assert not torch.isin(later, expected).any()
+    with tasks_from(0, step=7):
+        assert torch.equal(inner(x, torch.zeros(6))[2:], later)
+    with tasks_from(0, step=8):
+        assert not torch.isin(inner(x, torch.zeros(6)), later).any()
+
+
+@pytest.mark.parametrize("given", [{"first": -1}, {"first": True}, {"first": 0, "step": 0.5}])
+def test_a_place_that_is_none_is_refused(given: dict[str, Any]) -> None:
+    name, value = list(given.items())[-1]
+    with pytest.raises(
+        ArgumentError, match=rf"tasks_from\({name}\): expected an integer >= 0 or None, got {value}"
+    ):
+        tasks_from(**given)
 
 
 def test_the_seed_may_be_a_tensor_and_nothing_else() -> None:

@@ -178,3 +178,48 @@ def test_the_first_step_of_adam(estimator: Any, eps: float) -> None:
         problem = hg.Problem(lambda p, b, g: g * p, opt, (), 1, lambda p, b, g: p, params=scenarios.f64(0.4))
         found = estimator(problem, mo.Meta(None, None, (scenarios.f64(g),))).grad.phi[0]
         assert_close(found, -alpha * eps / (abs(g) + eps) ** 2)
+
+
+@pytest.mark.parametrize("last", [0, 1, 2, 4])
+def test_truncation_keeps_what_the_outer_loss_has_of_phi_at_every_stop(last: int) -> None:
+    loss_fn = lambda p, b, c: p**2 / 2
+    problem = mo.hypergrad.Problem(
+        loss_fn, mo.optim.sgd(lr=0.5), (), 4, lambda p, b, c: c * p, params=torch.tensor(4.0), outer_every=1
+    )
+    phi = mo.Meta(None, None, (torch.tensor(3.0),))
+    found = mo.hypergrad.truncated(problem, phi, last=last)
+    mean = (2 + 1 + 0.5 + 0.25) / 4  # F = c · mean θ_j, and no θ_j depends on c
+    torch.testing.assert_close((found.value, found.grad.phi[0]), (torch.tensor(3 * mean), torch.tensor(mean)))
+
+
+def _stated(**change: Any) -> Any:
+    problem = mo.hypergrad.Problem(lambda p, b: p**2, mo.optim.sgd(0.1), (), 20, params=torch.tensor(1.0))
+    return problem._replace(**change)
+
+
+@pytest.mark.parametrize(
+    ("call", "text"),
+    [
+        (lambda: mo.hypergrad.unrolled(None, torch.ones(1)), r"unrolled\(problem\): expected a hypergrad"),
+        (lambda: mo.hypergrad.es(None, torch.ones(1)), r"es\(problem\): expected a hypergrad.Problem"),
+        (lambda: mo.audit(None, torch.ones(1)), r"unrolled\(problem\): expected a hypergrad.Problem"),
+        (
+            lambda: mo.hypergrad.implicit(_stated(outer_every=2), torch.tensor(1.0)),
+            r"implicit\(problem.outer_every\): expected None, got 2",
+        ),
+        (
+            lambda: mo.hypergrad.fixed_point(_stated(), torch.tensor(1.0), solve=3),
+            r"fixed_point\(solve\): expected a metaopt.linsolve solver, got int",
+        ),
+        (lambda: mo.hypergrad.forward(_stated(), torch.tensor(1.0), chunk_size=-1), r"forward\(chunk_size\)"),
+        (lambda: mo.hypergrad.es(_stated(), torch.tensor(1.0), chunk_size=0), r"es\(chunk_size\): expected"),
+        (lambda: mo.plan(_stated(params=None)), r"plan\(phi\): expected initial parameters"),
+        (
+            lambda: mo.plan(_stated(), "1MB"),
+            r"plan\(budget\): expected a number of bytes",
+        ),
+    ],
+)
+def test_bad_input_at_the_doors_of_estimators(call: Any, text: str) -> None:
+    with pytest.raises(mo.errors.ArgumentError, match=text):
+        call()

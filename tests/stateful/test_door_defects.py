@@ -10,6 +10,7 @@ import pytest
 import torch
 from door_models import MODELS, build, loss_of
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 import metaopt as mo
 from metaopt.stateful import innerloop_ctx, monkeypatch
@@ -184,6 +185,35 @@ def test_recurrent_nets_have_second_derivatives_at_the_default_settings() -> Non
             diffopt.step(loss_of(fmodel, batch(0)))
             found = grad(loss_of(fmodel, batch(1)), fmodel.parameters(time=0))
         assert all(g.isfinite().all() and g.abs().sum() > 0 for g in found)
+
+
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
+def test_recurrent_layers_are_seen_by_a_mode_only_where_it_changes_them(kind: Any) -> None:
+    """`exact` sees no call inside torch's own layer on a CPU; a user's mode, and a map, see all."""
+    layer, x, seen = kind(3, 4, batch_first=True).double(), torch.randn(2, 5, 3).double(), []
+
+    class Listening(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            seen.append(getattr(func, "__name__", ""))
+            return func(*args, **(kwargs or {}))
+
+    fmodel = monkeypatch(nn.Sequential(layer))
+    expected, name = layer(x)[0], kind.__name__.lower().replace("rnn", "rnn_tanh")
+    counted = mo.exact.__torch_function__
+    looked: list[Any] = []
+    look = lambda self, f, *rest: (looked.append(f), counted(self, f, *rest))[1]
+    with pytest.MonkeyPatch.context() as patch, mo.exact(twice=True):
+        patch.setattr(mo.exact, "__torch_function__", look)
+        torch.testing.assert_close(fmodel[0](x)[0], expected)
+        assert getattr(torch, name) not in looked
+        with Listening():
+            torch.testing.assert_close(fmodel[0](x)[0], expected)
+        mapped = torch.vmap(lambda w: fmodel(x, params=w)[0])(
+            [torch.stack([p, p]) for p in layer.parameters()]
+        )
+    assert name in seen
+    assert getattr(torch, name) in looked
+    torch.testing.assert_close(mapped[1], expected)
 
 
 def test_the_model_may_be_mapped_over_weights() -> None:

@@ -206,3 +206,20 @@ def test_step_objects_and_going_back() -> None:
     assert torch.equal(*results)
     results[0].backward()
     assert all(p.grad.abs().sum() > 0 for p in model.parameters())
+
+
+def test_weights_go_back_to_a_module_of_the_same_shapes_alone() -> None:
+    """A bias of one entry used to be broadcast to three, and a deeper module was written to in part."""
+    fmodel = mo.stateful.monkeypatch(nn.Linear(3, 1))
+    for other in (
+        nn.Linear(3, 4),
+        nn.Linear(3, 1, bias=False),
+        nn.Sequential(nn.Linear(3, 1), nn.Linear(1, 1)),
+    ):
+        before = [p.clone() for p in other.parameters()]
+        with pytest.raises(ArgumentError, match=r"hand_back\(module\): expected (shape \[1, 3\]|2 tensors)"):
+            fmodel.hand_back(other, params=True)
+        assert all(map(torch.equal, before, other.parameters()))
+    same = nn.Linear(3, 1)
+    fmodel.hand_back(same, params=True)
+    assert torch.equal(same.weight, fmodel.weight)

@@ -21,15 +21,22 @@ def close(found: Any, expected: Any) -> None:
 
 
 def test_one_two_and_four_ranks_learn_the_same(tmp_path: Path) -> None:
-    one = rank_programs.trained(tmp_path / "one")
+    one = rank_programs.trained_with_noise(tmp_path / "one")
     for size in (2, 4):
         out = tmp_path / f"out{size}"
-        found = on_ranks(size, tmp_path / f"{size}", rank_programs.trained, out)
+        found = on_ranks(size, tmp_path / f"{size}", rank_programs.trained_with_noise, out)
         for params in found:
-            assert all(torch.equal(params[k], found[0][k]) for k in one), "ranks differ among themselves"
+            same = zip(mo.tree.leaves(params), mo.tree.leaves(found[0]), strict=True)
+            assert all(torch.equal(a, b) for a, b in same), "ranks differ among themselves"
             close(params, one)
         lines = (out / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == 12, "one process writes"
+
+
+def test_dropout_is_the_same_for_every_chunk_size() -> None:
+    whole = rank_programs.noisy()
+    for size in (1, 2):
+        close(rank_programs.noisy(chunk_size=size), whole)
 
 
 def test_the_number_of_ranks_may_change_when_a_run_goes_on(tmp_path: Path) -> None:

@@ -66,25 +66,36 @@ def test_ways_of_mapping_train_alike(tmp_path: Path, options: dict[str, Any]) ->
             torch.testing.assert_close(value, reference[name], rtol=1e-10, atol=1e-10)
 
 
+KILLED = ["train", "sinusoid", "--no-pictures", "--eval-tasks=2", *FLAGS, "--iterations=250"]
+KILLED += ["--checkpoint-every=7"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that nobody killed: one for all trials."""
+    whole = tmp_path_factory.mktemp("whole")
+    assert main([*KILLED, f"--out={whole}"]) == 0
+    return whole
+
+
 @pytest.mark.parametrize("trial", range(3))
-def test_killed_and_resumed_ends_in_the_same_bytes(tmp_path: Path, trial: int) -> None:
+def test_killed_and_resumed_ends_in_the_same_bytes(tmp_path: Path, trial: int, uninterrupted: Path) -> None:
     """SIGKILL at a random moment of the training, then --resume."""
-    command = [sys.executable, "-m", "metaopt", "train", "sinusoid", "--no-pictures", "--eval-tasks=2"]
-    command += [*FLAGS, "--iterations=250", "--checkpoint-every=7"]
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert main([*command[3:], f"--out={whole}"]) == 0
     process = subprocess.Popen(
-        [*command, f"--out={cut}"], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [sys.executable, "-m", "metaopt", *KILLED, f"--out={tmp_path}"],
+        env=ENV,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
-    while not (cut / "checkpoint.pt").exists():
+    while not (tmp_path / "checkpoint.pt").exists():
         assert process.poll() is None
         time.sleep(0.01)
     time.sleep(random.Random(trial).uniform(0.0, 1.5))
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert main([*command[3:], f"--out={cut}", "--resume"]) == 0
+    assert main([*KILLED, f"--out={tmp_path}", "--resume"]) == 0
     for name in ("checkpoint.pt", "metrics.jsonl"):
-        assert (cut / name).read_bytes() == (whole / name).read_bytes(), name
+        assert (tmp_path / name).read_bytes() == (uninterrupted / name).read_bytes(), name
 
 
 def test_ctrl_c_saves_and_stops(tmp_path: Path) -> None:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.compiled import compiled, owner
+from metaopt.compiled._compiled import compiled, owner
+from metaopt.compiled._lower import Marks, lowered, raised
 from metaopt.errors import CompileError
 from metaopt.exact import advance, current_draws, seeded, unseeded
-from metaopt.lower import Marks, lowered, raised
 from metaopt.memory import Memory, run
 from metaopt.step import Order, inner_step
 from metaopt.types import LossFn, Optimizer, Unrolled

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
-from metaopt.compiled import Owner, compiled
-from metaopt.compiling import Compile, compiling, counting_steps
+from metaopt.compiled._choice import Compile, compiling, counting_steps
+from metaopt.compiled._compiled import Owner, Table, compiled
+from metaopt.compiled._gradient import losses_with_gradients
+from metaopt.compiled._lower import Marks, lowered, raised
 from metaopt.errors import CompileError
-from metaopt.lower import Marks, lowered, raised
 
 __all__ = ["Flat", "mapped_by"]
 
@@ -21,7 +22,7 @@ Flat = Callable[..., tuple[Tensor, ...]]
 Axes = list[int | None]
 Mapped = Callable[[Flat, Axes, Any], tuple[Tensor, ...]]
 _LONG = 16  # more inner steps than this take minutes to compile whole, and gain nothing over "step"
-_fastest: dict[Any, Compile | None] = {}
+_fastest = Table()
 
 
 def mapped_by(
@@ -45,7 +46,10 @@ def mapped_by(
 def _whole(
     mapped: Mapped, flat: Flat, axes: Axes, tensors: Any, backend: Any, depends: Owner, result: Any
 ) -> tuple[Tensor, ...]:
-    """Value and derivative of all that the tasks do, as one graph each."""
+    """All that the tasks do: one loss a task and its gradient as one graph, else a value and a derivative."""
+    given = losses_with_gradients(mapped, flat, axes, tensors, backend, depends, result)
+    if given is not None:
+        return given
 
     def run(plain: list[Tensor], marks: list[Marks]) -> tuple[Tensor, ...]:
         def all_tasks(*xs: Tensor) -> tuple[tuple[Tensor, ...], Any]:
@@ -79,7 +83,7 @@ def _measured(
         taken[step] = seconds(step)
         if max(steps, default=0) <= _LONG:
             taken[whole] = seconds(whole)
-        _fastest[key] = min(taken, key=taken.__getitem__)
+        _fastest.keep(key, min(taken, key=taken.__getitem__))
     return _fastest[key]
 
 

@@ -15,26 +15,52 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
+from unittest.mock import patch
 
 import torch
 from torch import Tensor, fx
-from torch._C._functorch import is_functorch_wrapped_tensor
 from torch._guards import TracingContext, tracing
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch._subclasses.fake_tensor import FakeTensorMode
 
+from metaopt.compiled._fingerprint import fingerprint
+from metaopt.compiled._trace import Captured, Count, draws, dry_run, example
 from metaopt.errors import CompileError
 from metaopt.exact import exact
-from metaopt.fingerprint import fingerprint, forget_fingerprints
 
-__all__ = ["Compiled", "Owner", "compile_report", "compiled", "forget_compiled", "owner"]
+__all__ = [
+    "Compiled",
+    "Owner",
+    "compile_report",
+    "compiled",
+    "forget_compiled",
+    "kind_of",
+    "owner",
+]
 
 logger = logging.getLogger("metaopt")
 Flat = Callable[..., tuple[Sequence[Tensor], Any]]
 _LIMIT = 128  # compiled functions kept; the one that was not called for longest goes first
-_cache: OrderedDict[Any, Compiled] = OrderedDict()
+
+
+class Table(OrderedDict[Any, Any]):
+    """What is remembered of the kinds of call that were made last, until `forget_compiled`."""
+
+    all: ClassVar[list[Table]] = []
+
+    def __init__(self) -> None:
+        super().__init__()
+        Table.all.append(self)
+
+    def keep(self, key: Any, value: Any) -> Any:
+        self[key] = value
+        self.move_to_end(key)
+        while len(self) > _LIMIT:
+            self.popitem(last=False)
+        return value
+
+
+_cache = Table()
 
 
 class Compiled(NamedTuple):
@@ -43,11 +69,13 @@ class Compiled(NamedTuple):
     name: str
     run: Callable[..., Any] | None  # None where it stayed eager
     captured: list[Tensor]
+    taken: Any  # the kinds of what was captured
     aux: Any
     backend: Any
     seconds: float
     operations: int
     reason: str
+    joint: bool = False  # whether the gradient is compiled with the value
 
     def __repr__(self) -> str:
         state = f"{self.backend}, {self.seconds:.1f} s" if self.run else f"eager: {self.reason}"
@@ -61,20 +89,15 @@ class Owner(NamedTuple):
     anchors: list[Any]  # what was compared by identity must live as long as the token
 
 
-_tokens: OrderedDict[Any, Owner] = OrderedDict()
+_tokens = Table()
 _numbers = itertools.count()
 
 
 def owner(static: Any, *values: Any) -> Owner:
     """The owner that stands for a hashable and for values (functions among them) by `fingerprint`."""
-    prints = [fingerprint(value) for value in values]
-    key = (static, *(found for found, _ in prints))
-    if key not in _tokens:
-        _tokens[key] = Owner(next(_numbers), [x for _, anchors in prints for x in anchors])
-        while len(_tokens) > _LIMIT:
-            _tokens.popitem(last=False)
-    _tokens.move_to_end(key)
-    return _tokens[key]
+    found, anchors = fingerprint(values)
+    key = (static, found)
+    return _tokens.keep(key, _tokens.get(key) or Owner(next(_numbers), anchors))
 
 
 def compiled(
@@ -90,16 +113,12 @@ def compiled(
     Raises: CompileError where ``fn`` cannot be traced or compiled; said once, remembered after.
     Cost: the first call takes seconds to minutes; later ones, some ten microseconds to look it up.
     """
-    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
-    kinds = tuple(_kind(x, track) for x in tensors)
-    key = (name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _autocast())
+    key = kind_of(name, tensors, owner, backend, more)
     entry = _cache.get(key)
-    if entry is None:
-        entry = _cache[key] = _compile(name, fn, tensors, backend, track)
-        while len(_cache) > _LIMIT:
-            _cache.popitem(last=False)
-    else:
-        _cache.move_to_end(key)
+    if entry is None or entry.taken != _kinds(entry.captured):
+        track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+        entry = _compile(name, fn, tensors, backend, track)._replace(joint=more == "gradients")
+    _cache.keep(key, entry)
     if entry.run is None:
         raise CompileError(f"compile({name})", "a function that can be traced", entry.reason)
     return tuple(entry.run(*tensors, *entry.captured)), entry.aux
@@ -112,9 +131,15 @@ def compile_report() -> list[Compiled]:
 
 def forget_compiled() -> None:
     """Drop every compiled function, and the tensors and modules that they hold."""
-    _cache.clear()
-    _tokens.clear()
-    forget_fingerprints()
+    for table in Table.all:
+        table.clear()
+
+
+def kind_of(name: str, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None) -> Any:
+    """A key that is equal for calls which the same compiled code can serve."""
+    track = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    kinds = tuple(_kind(x, track) for x in tensors)
+    return name, owner.token, more, backend, torch.is_grad_enabled(), kinds, exact.always_on(), _ambient()
 
 
 def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
@@ -122,45 +147,35 @@ def _kind(x: Tensor, track: bool) -> tuple[Any, ...]:
     return x.shape, x.stride(), x.dtype, x.device, needed, type(x) if type(x) is not Tensor else None
 
 
-def _autocast() -> tuple[Any, ...]:
+def _kinds(captured: Sequence[Tensor]) -> tuple[Any, ...]:
+    return tuple(_kind(x, torch.is_grad_enabled()) for x in captured)
+
+
+def _ambient() -> tuple[Any, ...]:
+    """What torch is set to, which code may read without a name for it."""
+    here = torch.get_default_dtype(), torch.get_default_device()
     if not torch._C._is_any_autocast_enabled():
-        return ()
+        return here
     devices = ("cpu", "cuda")
-    return tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
+    return here + tuple((torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices)
 
 
 def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track: bool) -> Compiled:
-    start, count, aux, reason = time.perf_counter(), _Count(), None, ""
+    start, count, aux, reason = time.perf_counter(), Count(), None, ""
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
     try:
-        captured, size, aux = _dry_run(fn, tensors, count)
+        with count:
+            (outputs, aux), captured = dry_run(fn, tensors)
+        if count.random:
+            raise draws(count.random)
         track = track or (torch.is_grad_enabled() and any(x.requires_grad for x in captured))
-        run = _backend(fn, tensors, captured, size, backend, track)
+        run = _backend(fn, tensors, captured, len(outputs), backend, track)
     except Exception as error:  # whatever the tracer or the compiler could not do, eager code can
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         logger.warning("metaopt: %s stays eager. %s", name, reason)
     seconds = time.perf_counter() - start
-    return Compiled(name, run, captured, aux, backend, seconds, count.operations, reason)
-
-
-def _dry_run(fn: Flat, tensors: Sequence[Tensor], count: _Count) -> tuple[list[Tensor], int, Any]:
-    """Run on fake tensors: which tensors were captured, how many come out, and what is known of them."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
-    capture = _Captured({})
-    with torch.no_grad(), mode:
-        fake = [_example(x, False) for x in tensors]
-        with capture, count:
-            outputs, aux = fn(*fake)
-    if count.random:
-        raise CompileError(
-            "compile",
-            "draws from a seed",
-            f"torch's generator ({count.random})",
-            "",
-            "Pass map_tasks(seed=).",
-        )
-    return list(capture.found.values()), len(outputs), aux
+    return Compiled(name, run, captured, _kinds(captured), aux, backend, seconds, count.operations, reason)
 
 
 def _backend(
@@ -171,7 +186,7 @@ def _backend(
 
     def node(*given: Tensor) -> list[Tensor]:
         swapped = {id(x): y for x, y in zip(captured, given[number:], strict=True)}
-        with _Captured(swapped) if captured else nullcontext():
+        with Captured(swapped) if captured else nullcontext():
             return list(fn(*given[:number])[0])
 
     graph = fx.Graph()
@@ -181,14 +196,17 @@ def _backend(
     # _dynamo's table of backends; dynamo itself, which cannot follow torch.func into modules, is not used
     from torch._dynamo.backends.registry import lookup_backend
     from torch._functorch import config
+    from torch._functorch._aot_autograd import graph_compile
 
-    examples = [_example(x, track) for x in (*tensors, *captured)]
+    examples = [example(x, track) for x in (*tensors, *captured)]
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     with (
         torch.set_grad_enabled(track),
         tracing(TracingContext(mode)),
         # torch's cache keys graphs, and ours has one opaque node; the backward is compiled now, not later
         config.patch(enable_autograd_cache=False, force_non_lazy_backward_lowering=True),
+        # and takes what was saved as it finds it: it may be called again, by retain_graph=True
+        patch.object(graph_compile, "collect_bw_donated_buffer_idxs", lambda *_: []),
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # of torch's compiler, about itself
@@ -197,60 +215,3 @@ def _backend(
 
 def _item(xs: Sequence[Tensor], i: int) -> Tensor:
     return xs[i]
-
-
-def _example(x: Tensor, track: bool) -> Tensor:
-    """A tensor of the same kind without a history, nor a base with one."""
-    new = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
-    return new.requires_grad_(track and x.requires_grad)
-
-
-class _Captured(TorchFunctionMode):
-    """Puts ``swap[id(x)]`` in the place of every real tensor x; collects those that have none."""
-
-    def __init__(self, swap: dict[int, Tensor]) -> None:
-        super().__init__()
-        self.swap = swap
-        self.found: dict[int, Tensor] = {}
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        return func(*self._of(args), **self._of(kwargs or {}))
-
-    def _of(self, x: Any) -> Any:
-        if isinstance(x, Tensor):
-            if id(x) in self.swap:
-                return self.swap[id(x)]
-            if not self.swap and _real(x):
-                self.found[id(x)] = x
-            return x
-        if type(x) in (tuple, list):
-            return type(x)(self._of(y) for y in x)
-        if type(x) is dict:
-            return {k: self._of(v) for k, v in x.items()}
-        return x
-
-
-def _real(x: Tensor) -> bool:
-    """Whether the tensor was there before the run."""
-    if is_functorch_wrapped_tensor(x):
-        inner = x
-        while is_functorch_wrapped_tensor(inner):
-            inner = torch._C._functorch.get_unwrapped(inner)
-        if isinstance(inner, FakeTensor):
-            return False
-        raise CompileError("compile", "captured tensors that are plain", "one of a map or derivative")
-    return not isinstance(x, FakeTensor)
-
-
-class _Count(TorchDispatchMode):
-    """Counts operations, and names one that draws from torch's generator."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.operations, self.random = 0, ""
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations += 1
-        if torch.Tag.nondeterministic_seeded in func.tags:
-            self.random = str(func)
-        return func(*args, **(kwargs or {}))

@@ -1,0 +1,116 @@
+"""One loss a task, and its gradient, compiled as one graph instead of a forward and a backward one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._functorch import get_interpreter_stack
+from torch.autograd.function import once_differentiable
+
+from metaopt.compiled._choice import compiling
+from metaopt.compiled._compiled import Owner, Table, compiled, kind_of
+from metaopt.compiled._trace import dry_run
+
+__all__ = ["losses_with_gradients"]
+
+Flat = Callable[..., tuple[Tensor, ...]]
+Axes = Sequence[int | None]
+Mapped = Callable[[Flat, Any, Any], tuple[Tensor, ...]]
+_found = Table()  # of a kind of call: which output is the loss, and what was captured
+
+
+def losses_with_gradients(
+    mapped: Mapped, flat: Flat, axes: Axes, tensors: Sequence[Tensor], backend: Any, owner: Owner, result: Any
+) -> tuple[Tensor, ...] | None:
+    """``mapped(flat, axes, tensors)``, whose gradient comes with it; None where there is not one loss a task.
+
+    ::
+
+        forward:   ℓ_t, g_t = ∂ℓ_t/∂x          of every task t, in one graph
+        backward:  Σ_t c_t g_t  for what the tasks share,   c_t g_t  for what each has of its own
+
+    A compiler that sees the derivative beside the value keeps nothing for later and fuses across both.
+
+    Raises: CompileError where it cannot be traced; the backward pass cannot be differentiated again.
+    Cost: half of a compiled forward and backward pass, or less; it is paid where no gradient is asked for,
+          too, unless under ``torch.no_grad``. Memory of one gradient a task.
+    """
+    needed = [i for i, x in enumerate(tensors) if x.requires_grad]
+    if not needed or not torch.is_grad_enabled() or get_interpreter_stack() is not None:
+        return None
+
+    def plain(*xs: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+        with compiling(False):
+            return mapped(flat, axes, xs), tuple(result)
+
+    key = kind_of("losses", tensors, owner, backend)
+    if key not in _found:
+        _found.keep(key, _loss_among(plain, tensors))
+    k, captured = _found[key]
+    if k is None or any(x.requires_grad for x in captured):
+        return None
+
+    def with_gradients(*xs: Tensor) -> tuple[Tensor, ...]:
+        def loss(inputs: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+            given = dict(enumerate(xs)) | dict(zip(needed, inputs, strict=True))
+            outputs = flat(*given.values())
+            return outputs[k], outputs
+
+        grads, outputs = torch.func.grad(loss, has_aux=True)(tuple(xs[i] for i in needed))
+        return *outputs, *grads
+
+    def all_tasks(*xs: Tensor) -> tuple[tuple[Tensor, ...], Any]:
+        with compiling(False):
+            return mapped(with_gradients, axes, xs), tuple(result)
+
+    with torch.no_grad():
+        values, result[:] = compiled("map_tasks", all_tasks, tensors, owner, backend, "gradients")
+    outputs, grads = list(values[: -len(needed)]), values[-len(needed) :]
+    own = [axes[i] for i in needed]
+    outputs[k] = _Loss.apply(outputs[k], own, grads, *(tensors[i] for i in needed))
+    return tuple(outputs)
+
+
+def _loss_among(plain: Any, tensors: Sequence[Tensor]) -> tuple[int | None, list[Tensor]]:
+    """The one output that needs a gradient, if it is a number a task; and the tensors that were captured."""
+    try:
+        (outputs, _), captured = dry_run(plain, tensors, track=True)
+    except Exception:  # the way without gradients finds out, and says so
+        return None, []
+    tracked = [i for i, y in enumerate(outputs) if y.requires_grad]
+    alone = len(tracked) == 1 and outputs[tracked[0]].ndim == 1
+    return (tracked[0] if alone else None), captured
+
+
+class _Loss(torch.autograd.Function):
+    """The losses, whose gradients are known."""
+
+    @staticmethod
+    def forward(ctx: Any, losses: Tensor, axes: Any, grads: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
+        ctx.axes = axes
+        ctx.save_for_backward(*grads)
+        return losses.view_as(losses)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, c: Tensor) -> Any:
+        wanted = ctx.needs_input_grad[3:]
+        return (
+            None,
+            None,
+            None,
+            *(
+                _weighed(c, g, axis) if on else None
+                for g, axis, on in zip(ctx.saved_tensors, ctx.axes, wanted, strict=True)
+            ),
+        )
+
+
+def _weighed(c: Tensor, g: Tensor, axis: int | None) -> Tensor:
+    """Σ_t c_t g_t, or c_t g_t with the tasks on their axis."""
+    if axis is None:
+        return (c.to(g.dtype) @ g.reshape(len(c), -1)).view(g.shape[1:])
+    return (c.to(g.dtype).view(-1, *(1,) * (g.ndim - 1)) * g).movedim(0, axis)
