@@ -15,7 +15,7 @@ from metaopt import train
 from metaopt.errors import ArgumentError, CheckpointError, StructureError, VmapError
 
 
-def close(found: Any, expected: Any) -> None:
+def assert_close(found: Any, expected: Any) -> None:
     for a, b in zip(mo.tree.leaves(found), mo.tree.leaves(expected), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
@@ -28,7 +28,7 @@ def test_one_two_and_four_ranks_learn_the_same(tmp_path: Path) -> None:
         for params in found:
             same = zip(mo.tree.leaves(params), mo.tree.leaves(found[0]), strict=True)
             assert all(torch.equal(a, b) for a, b in same), "ranks differ among themselves"
-            close(params, one)
+            assert_close(params, one)
         lines = (out / "metrics.jsonl").read_text().splitlines()
         assert len(lines) == 12, "one process writes"
 
@@ -36,7 +36,7 @@ def test_one_two_and_four_ranks_learn_the_same(tmp_path: Path) -> None:
 def test_dropout_is_the_same_for_every_chunk_size() -> None:
     whole = rank_programs.noisy()
     for size in (1, 2):
-        close(rank_programs.noisy(chunk_size=size), whole)
+        assert_close(rank_programs.noisy(chunk_size=size), whole)
 
 
 def test_the_number_of_ranks_may_change_when_a_run_goes_on(tmp_path: Path) -> None:
@@ -45,14 +45,14 @@ def test_the_number_of_ranks_may_change_when_a_run_goes_on(tmp_path: Path) -> No
     (out / "checkpoint.pt").write_bytes((out / "checkpoint.previous.pt").read_bytes())
     assert train.load(out / "checkpoint.pt").step == 9
     for params in on_ranks(2, tmp_path / "2", rank_programs.trained_on, out):
-        close(params, one)
+        assert_close(params, one)
 
 
 def test_batches_that_do_not_divide_and_ranks_without_a_task(tmp_path: Path) -> None:
     one = rank_programs.uneven(tmp_path / "1")
     for found in on_ranks(3, tmp_path / "3", rank_programs.uneven, tmp_path / "3"):
-        close(found["params"], one["params"])
-        close([torch.tensor(x) for x in found["losses"]], [torch.tensor(x) for x in one["losses"]])
+        assert_close(found["params"], one["params"])
+        assert_close([torch.tensor(x) for x in found["losses"]], [torch.tensor(x) for x in one["losses"]])
 
 
 @pytest.mark.parametrize("tasks", [5, 1])
@@ -68,7 +68,7 @@ def test_shards_of_meta_parameters_and_of_the_optimizers_state(tmp_path: Path) -
     assert (first["rows"], second["rows"]) == (3, 2)
     assert (first["moment rows"], second["moment rows"]) == (3, 2)
     for found in (first, second):
-        close(found["whole"], found["plain"])
+        assert_close(found["whole"], found["plain"])
     saved = train.load(tmp_path / "s" / "checkpoint.pt").leaves
     assert saved["learned['w']"].shape == (5, 2), "a checkpoint holds whole tensors"
 
