@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import os
+import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -206,11 +208,38 @@ def process_group(device: str = "cpu") -> Iterator[Ranks]:
         return
     if device.startswith("cuda"):
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    store, rank, size = next(dist.rendezvous("env://"))
+    backend = "nccl" if device.startswith("cuda") else "gloo"
+    dist.init_process_group(backend, store=_of_this_start(store, rank, size), rank=rank, world_size=size)
     try:
         yield ranks()
     finally:
         dist.destroy_process_group()
+
+
+def _of_this_start(store: dist.Store, rank: int, size: int) -> dist.Store:
+    """The launch's store under a name that this start alone has, made up by rank 0 for whoever asks.
+
+    After a restart torchrun hands out the store of before, with the addresses of dead ranks in it
+    (torch 2.13), and a rank that is early connects to one of these. Every question has a name of its
+    own, so that an answer to a dead rank is not taken for one's own.
+    """
+    name, deadline = uuid.uuid4().hex, time.monotonic() + store.timeout.total_seconds()  # type: ignore[attr-defined]
+    if rank:
+        store.set(f"metaopt/asked/{rank}", name)
+        start = store.get(f"metaopt/told/{name}").decode()  # waits for the key
+        store.set(f"metaopt/joined/{start}/{rank}", "")
+        return dist.PrefixStore(start, store)
+    missing = set(range(1, size))
+    while missing:
+        missing -= {r for r in missing if store.check([f"metaopt/joined/{name}/{r}"])}
+        for r in missing:
+            if store.check([f"metaopt/asked/{r}"]):
+                store.set(f"metaopt/told/{store.get(f'metaopt/asked/{r}').decode()}", name)
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"process_group(): ranks {sorted(missing)} of {size} did not come.")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def is_restart(out: Path) -> bool:
