@@ -11,6 +11,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import check_at_least
 from metaopt.hypergrad import Problem, unrolled
+from metaopt.hypergrad._differentiate import fill
 from metaopt.progress import progress
 from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Optimizer
@@ -69,30 +70,19 @@ def bilevel(
     check_at_least("bilevel(num_updates)", num_updates, 0)
     phi = tree.detach(phi)
     params, values = problem.params, []
-    state = opt.init(_learned(phi))
+    index = [i for i, x in enumerate(tree.leaves(phi)) if isinstance(x, Tensor) and x.is_floating_point()]
+
+    def learned(values: Any) -> list[Tensor]:
+        leaves = tree.leaves(values)
+        return [leaves[i] for i in index]
+
+    state = opt.init(learned(phi))
     for _ in progress(range(num_updates), "bilevel"):
         grad, value, aux = estimator(problem, phi)
-        new, state = opt.update(_learned(phi), state, _learned(grad, phi), opt.hparams)
-        phi = _with(phi, new) if project is None else project(_with(phi, new))
+        new, state = opt.update(learned(phi), state, learned(grad), opt.hparams)
+        phi = fill(phi, index, new) if project is None else project(fill(phi, index, new))
         params = aux.params
         if warm_start:
             problem = problem._replace(params=params)
         values.append(value)
     return Bilevel(phi, params, torch.stack(values) if values else torch.zeros(0))
-
-
-def _moves(x: Any) -> bool:
-    return isinstance(x, Tensor) and x.is_floating_point()
-
-
-def _learned(values: Any, phi: Any = None) -> list[Tensor]:
-    """The leaves of ``values`` where φ has a tensor that is learned."""
-    found = tree.leaves(values)
-    like = found if phi is None else tree.leaves(phi)
-    return [x for x, p in zip(found, like, strict=True) if _moves(p)]
-
-
-def _with(phi: Any, learned: list[Tensor]) -> Any:
-    leaves, structure = tree.flatten(phi)
-    moving = iter(learned)
-    return tree.unflatten(structure, [next(moving) if _moves(x) else x for x in leaves])

@@ -12,7 +12,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError, check_at_least
 from metaopt.hypergrad import Problem, unrolled
-from metaopt.hypergrad._differentiate import moving
+from metaopt.hypergrad._differentiate import fill, moving
 from metaopt.optim._adam import adam
 from metaopt.progress import progress
 from metaopt.step import check_optimizer
@@ -85,15 +85,14 @@ def learn_hparams(
         if scale not in ("log", "logit", "linear") or field not in known | RATES.keys():
             expected = f"'log', 'logit' or 'linear' for one of {', '.join(sorted(known))}"
             raise ArgumentError("learn_hparams(coordinates)", expected, f"{field}: {scale!r}")
-    index, leaves, structure = moving("learn_hparams(hparams)", phi)
+    index, leaves, _ = moving("learn_hparams(hparams)", phi)
     kinds = [next((scales[f] for f in reversed(fields[i]) if f in scales), "linear") for i in index]
 
     def value_of(*z: Tensor) -> tuple[Tensor, ...]:
         return tuple(VALUE[kind](x) for kind, x in zip(kinds, z, strict=True))
 
     def whole(some: tuple[Tensor, ...]) -> Any:
-        filled = dict(enumerate(leaves)) | dict(zip(index, some, strict=True))
-        return tree.unflatten(structure, [filled[i] for i in range(len(leaves))])
+        return fill(phi, index, some)
 
     z = [BACK[kind](leaves[i].detach()) for kind, i in zip(kinds, index, strict=True)]
     for i, kind, x in zip(index, kinds, z, strict=True):

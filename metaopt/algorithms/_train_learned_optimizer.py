@@ -12,7 +12,7 @@ from metaopt.algorithms._optimization_tasks import OptimizationTasks
 from metaopt.algorithms._windows import Inner, advance, pes_window, truncated_window
 from metaopt.batch import map_tasks
 from metaopt.errors import ArgumentError, check_at_least, is_count
-from metaopt.hypergrad._differentiate import moving
+from metaopt.hypergrad._differentiate import fill, moving
 from metaopt.optim._adam import adam
 from metaopt.optim._chain import chain
 from metaopt.optim._clip import clip_by_global_norm
@@ -110,11 +110,12 @@ def train_learned_optimizer(
     check_at_least("train_learned_optimizer(meta_steps)", meta_steps, 0)
     outer = meta_opt or chain(clip_by_global_norm(1.0), adam(1e-3))
     check_optimizer("train_learned_optimizer(meta_opt)", outer)
-    index, leaves, structure = moving("train_learned_optimizer", opt.hparams if hparams is None else hparams)
+    start_from = opt.hparams if hparams is None else hparams
+    index, leaves, _ = moving("train_learned_optimizer", start_from)
     theta = [leaves[i].detach().clone() for i in index]
 
     def whole(some: list[Tensor]) -> Any:
-        return tree.unflatten(structure, [*(dict(enumerate(leaves)) | dict(zip(index, some))).values()])
+        return fill(start_from, index, some)
 
     def run(some: list[Tensor], inner: Inner) -> tuple[Tensor, Inner]:
         return advance(tasks, opt, whole(some), inner, window, objective, order)

@@ -11,7 +11,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import CaptureError
 from metaopt.exact import exact
-from metaopt.hypergrad._differentiate import moving
+from metaopt.hypergrad._differentiate import fill, moving
 from metaopt.hypergrad._problem import Problem
 from metaopt.types import Hypergrad
 
@@ -60,11 +60,8 @@ def nested(problem: Problem, estimator: Callable[..., Hypergrad], **options: Any
         index, leaves, _ = moving(where, phi)
 
         def estimate(*xs: Tensor) -> Hypergrad:
-            full, structure = tree.flatten(phi)
-            for i, x in zip(index, xs, strict=True):
-                full[i] = x
             with exact(always=True):  # torch's norms have wrong third derivatives
-                return estimator(problem, tree.unflatten(structure, full), **options)
+                return estimator(problem, fill(phi, index, xs), **options)
 
         def flat(*xs: Tensor) -> tuple[Tensor, list[Tensor]]:
             result = estimate(*xs)
