@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 __all__ = ["Slot", "lent", "slots_of", "tables_of"]
 
-Slot = tuple[dict[str, Any], str, str]  # a layer's table, the attribute, and the key of what stands there
+Slot = tuple[dict[str, Any], str, Any]  # a layer's table, the attribute, and the key of what stands there
 
 
 def slots_of(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -50,7 +50,7 @@ def tables_of(module: nn.Module, names: Mapping[str, str]) -> list[Slot]:
 
 
 @contextmanager
-def lent(slots: Sequence[Slot], values: Mapping[str, Tensor]) -> Iterator[None]:
+def lent(slots: Sequence[Slot], values: Mapping[str, Tensor] | Sequence[Tensor]) -> Iterator[None]:
     """The tensors of ``values`` in the slots, and afterwards what stood there before.
 
     >>> import torch

@@ -11,10 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from metaopt.errors import ArgumentError, is_count
+from metaopt.slots import Slot, lent
 
 __all__ = ["Weights"]
-
-Slot = tuple[dict[str, Any], str, int]  # a layer's table, the attribute, and whose value stands there
 
 
 class Weights:
@@ -118,19 +117,12 @@ class Weights:
     @contextmanager
     def lent(self, values: Sequence[Tensor], buffers: Sequence[Any]) -> Iterator[None]:
         """Other weights and buffers for the time of a call."""
-        slots = [*self.slots, *self.buffers]
-        before, outer = [table[name] for table, name, _ in slots], self.borrowed
-        self.borrowed = list(values)
+        outer, self.borrowed = self.borrowed, list(values)
         try:
-            for table, name, i in self.slots:
-                table[name] = values[i]
-            for table, name, i in self.buffers:
-                table[name] = buffers[i]
-            yield
+            with lent(self.slots, values), lent(self.buffers, buffers):
+                yield
         finally:
             self.borrowed = outer
-            for (table, name, _), old in zip(slots, before, strict=True):
-                table[name] = old
 
     def held(self) -> list[Tensor]:
         """The buffers as they stand, each once."""

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from metaopt.errors import ArgumentError
 from metaopt.functional import functional
+from metaopt.slots import Slot
 from metaopt.stateful._fast import FastModule, as_fast
-from metaopt.stateful._weights import Slot, Weights
+from metaopt.stateful._weights import Weights
 
 __all__ = ["flatten", "get_func_params", "make_functional", "monkeypatch"]
 
