@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt.errors import CompileError
+from metaopt.replay import bare
 
 __all__ = ["Captured", "Count", "draws", "dry_run", "example"]
 
@@ -97,10 +98,7 @@ class Captured(TorchFunctionMode):
 def _real(x: Tensor) -> bool:
     """Whether the tensor was there before the run."""
     if is_functorch_wrapped_tensor(x):
-        inner = x
-        while is_functorch_wrapped_tensor(inner):
-            inner = torch._C._functorch.get_unwrapped(inner)
-        if isinstance(inner, FakeTensor):
+        if isinstance(bare(x), FakeTensor):
             return False
         raise CompileError("compile", "captured tensors that are plain", "one of a map or derivative")
     return not isinstance(x, FakeTensor)
