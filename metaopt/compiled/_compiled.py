@@ -33,6 +33,7 @@ __all__ = [
     "Owner",
     "compile_report",
     "compiled",
+    "find",
     "forget_compiled",
     "kind_of",
     "owner",
@@ -77,6 +78,11 @@ class Compiled(NamedTuple):
     reason: str
     joint: bool = False  # whether the gradient is compiled with the value
 
+    @staticmethod
+    def eager(run: Callable[..., Any]) -> Compiled:
+        """What runs as it is."""
+        return Compiled("", run, [], (), None, None, 0.0, 0, "")
+
     def __repr__(self) -> str:
         state = f"{self.backend}, {self.seconds:.1f} s" if self.run else f"eager: {self.reason}"
         return f"{self.name} ({self.operations} operations): {state}"
@@ -100,10 +106,10 @@ def owner(static: Any, *values: Any) -> Owner:
     return _tokens.keep(key, _tokens.get(key) or Owner(next(_numbers), anchors))
 
 
-def compiled(
+def find(
     name: str, fn: Flat, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None
-) -> tuple[tuple[Tensor, ...], Any]:
-    """Return ``fn(*tensors) -> (tensors, aux)``, compiled at the first call of its kind.
+) -> Compiled:
+    """``fn(*tensors) -> (tensors, aux)``, compiled where no call of its kind was before.
 
     Args: name: for `compile_report`.
           fn: pure; ``aux`` is whatever is known of the result without its numbers.
@@ -111,7 +117,7 @@ def compiled(
           backend: of torch.compile.
           more: hashable, a further part of the key.
     Raises: CompileError where ``fn`` cannot be traced or compiled; said once, remembered after.
-    Cost: the first call takes seconds to minutes; later ones, some ten microseconds to look it up.
+    Cost: the first call takes seconds to minutes; later ones, some ten microseconds.
     """
     key = kind_of(name, tensors, owner, backend, more)
     entry = _cache.get(key)
@@ -121,6 +127,15 @@ def compiled(
     _cache.keep(key, entry)
     if entry.run is None:
         raise CompileError(f"compile({name})", "a function that can be traced", entry.reason)
+    return entry
+
+
+def compiled(
+    name: str, fn: Flat, tensors: Sequence[Tensor], owner: Owner, backend: Any, more: Any = None
+) -> tuple[tuple[Tensor, ...], Any]:
+    """Return ``fn(*tensors)`` by the code that `find` finds."""
+    entry = find(name, fn, tensors, owner, backend, more)
+    assert entry.run is not None
     return tuple(entry.run(*tensors, *entry.captured)), entry.aux
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, NamedTuple
 
@@ -10,8 +9,9 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.compiled._compiled import compiled, owner
-from metaopt.compiled._lower import Marks, lowered, raised
+from metaopt.compiled._compiled import owner
+from metaopt.compiled._lower import Marks, lowered
+from metaopt.compiled._steps import Steps
 from metaopt.errors import CompileError
 from metaopt.exact import advance, current_draws, seeded, unseeded
 from metaopt.memory import Memory, run
@@ -24,9 +24,7 @@ __all__ = ["Loop"]
 class Loop(NamedTuple):
     """`unroll` with its step compiled, below every map of the caller.
 
-    The step is ``vmap(step)`` on plain tensors with the tasks in front, one graph with its VJP: in the
-    first step the parameters may be shared by all tasks, and in the others each task has its own, so
-    that two variants are compiled at most.
+    `Steps` is given the step of one task and plain tensors with the tasks in front.
     """
 
     loss_fn: LossFn
@@ -68,46 +66,21 @@ class Loop(NamedTuple):
         depends = owner(
             (carried, given, tuple(slots), self.order, len(keys)), self.loss_fn, self.opt.update, static
         )
-        variants: dict[Any, Any] = {}
 
         def loop(tensors: list[Tensor], marks: list[Marks]) -> list[Tensor]:
             levels = len(marks[0]) if marks else 0
-            own = [(True,) * levels] * size  # after a step, every task has a carry of its own
-
-            def block(carry: Any, rest: Any, steps: range) -> Any:
-                losses = []
-                for j in steps:
-                    at = [*(marks[:size] if j == 0 else own), *marks[size:]]
-                    now = [
-                        x.select(sum(mark), j) if row else x
-                        for x, row, mark in zip(rest, rowed, marks[size:], strict=False)
-                    ]
-                    if keys:
-                        count = variants[()][1] if j else 0
-                        now.append(advance(rest[-1], j * count))
-                    task = raised(step, at)
-                    *carry, loss = self._step(task, [*carry, *now], at, depends, box, variants)
-                    losses.append(loss)
-                return tuple(carry), torch.stack(losses, levels)
-
+            given = [*rowed, *(False for _ in keys)]
+            steps = Steps(step, size, marks, given, bool(keys), levels, depends, self.backend, box)
             with unseeded():
-                last, losses = run(block, tuple(tensors[:size]), tensors[size:], self.num_steps, self.memory)
+                last, losses = run(steps, tuple(tensors[:size]), tensors[size:], self.num_steps, self.memory)
             return [*last, torch.cat(losses, levels)]
 
         *last, losses = lowered(loop, [*carry, *(rest[i] for i in slots), *keys])
-        structure, count = variants[()]
+        structure, count = box
         if draws is not None:
             draws.count += self.num_steps * count
         params, state, buffers = tree.unflatten(structure, last)
         return Unrolled(params, state, losses, buffers)
-
-    def _step(
-        self, task: Any, tensors: Sequence[Tensor], at: Any, depends: Any, box: Any, variants: Any
-    ) -> Any:
-        flat = lambda *xs: (task(*xs), tuple(box))
-        outputs, aux = compiled("unroll step", flat, tensors, depends, self.backend, tuple(at))
-        variants[()] = aux
-        return outputs
 
     def _rowed(self, rest: Any, batch: Any, hparams: Any) -> list[bool]:
         """Which tensors of ``rest`` have one row a step."""
