@@ -165,6 +165,11 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
     try:
+        if backend == "aot_eager" and torch._C._is_any_autocast_enabled():
+            # kernels under autocast give strides that the trace does not foresee: torch's view error
+            raise CompileError(
+                f"compile({name})", "a backend that lays tensors out anew", "aot_eager, autocast"
+            )
         with count:
             (outputs, aux), captured = dry_run(fn, tensors)
         if count.random:
