@@ -24,7 +24,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metaopt.compiled._fingerprint import fingerprint
-from metaopt.compiled._trace import Captured, Count, draws, dry_run, example
+from metaopt.compiled._trace import Captured, Count, Scaled, draws, dry_run, example
 from metaopt.errors import CompileError
 from metaopt.exact import exact
 
@@ -191,7 +191,7 @@ def _backend(
 
     def node(*given: Tensor) -> list[Tensor]:
         swapped = {id(x): y for x, y in zip(captured, given[number:], strict=True)}
-        with Captured(swapped) if captured else nullcontext():
+        with Scaled(), Captured(swapped) if captured else nullcontext():
             return list(fn(*given[:number])[0])
 
     graph = fx.Graph()
