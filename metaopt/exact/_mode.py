@@ -73,6 +73,13 @@ def _recur(always: bool, args: Any, kwargs: Any) -> bool:
     return always or current_draws() is not None or (_twice() if args[0].is_cuda else mapped())
 
 
+def _lstm(always: bool, args: Any, kwargs: Any) -> bool:
+    if _recur(always, args, kwargs):
+        return True
+    slow = _local.twice > 0 and torch.is_grad_enabled() and args[0].dtype is not torch.float64
+    return slow and not isinstance(args[1], torch.Tensor)  # which is how a packed batch comes
+
+
 def _noise(always: bool, args: Any, kwargs: Any) -> bool:
     return current_draws() is not None and kwargs.get("generator") is None
 
@@ -139,6 +146,7 @@ _TABLE |= {
     getattr(torch, name): Rewrite(getattr(_recurrent, name), _recur, "its kernel fails under vmap")
     for name in _recurrent.__all__
 }
+_TABLE[torch.lstm] = _TABLE[torch.lstm]._replace(when=_lstm)
 _TABLE |= {
     getattr(F, name): Rewrite(getattr(_dropout, name), _noise, "")
     for name in (
