@@ -37,6 +37,8 @@ class Config:
     width: int = _field("units or filters of a layer", default=40)
     context: int = _field("context parameters (cavia)", default=5)
     strength: float = _field("of the pull towards the initial parameters (imaml)", default=2.0)
+    damping: float = _field("of the linear system, added to the strength (imaml)", default=0.0)
+    cg_steps: int = _field("conjugate gradient steps (imaml)", default=5)
     schedule: str = _field("of the outer step sizes: cosine or constant", default="cosine")
     clip: float = _field("largest norm of the meta-gradient; 0: any", default=1.0)
     first_order: bool = _field("take inner gradients for constants (first-order MAML)", default=False)
@@ -56,7 +58,7 @@ class Config:
             self._check(field.name, holds, f"a value of type {kind}")
         for name, least in LEAST.items():
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name in ("inner_lr", "meta_lr", "lr_lr", "clip", "strength"):
+        for name in ("inner_lr", "meta_lr", "lr_lr", "clip", "strength", "damping"):
             self._check(name, getattr(self, name) >= 0, "a number >= 0")
         for name, known in CHOICES.items():
             self._check(name, getattr(self, name) in known, " or ".join(map(repr, known)))
@@ -80,6 +82,7 @@ LEAST = {
     "test_steps": 0,
     "width": 1,
     "context": 1,
+    "cg_steps": 1,
     "chunk_size": 0,
     "threads": 0,
 }

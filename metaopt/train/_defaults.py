@@ -51,7 +51,7 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.02, "meta_lr": 1.0, "clip": 0.0, "train_shot": 50},
         "omniglot": {
             "learn_lr": "no",
-            "inner_lr": 3e-3,
+            "inner_lr": 0.2,
             "meta_lr": 1.0,
             "meta_batch": 2,
             "clip": 0.0,
@@ -64,9 +64,11 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.01, "inner_steps": 10, "strength": 0.5},
         "omniglot": {
             "learn_lr": "no",
-            "inner_steps": 4,
+            "inner_steps": 2,  # a step of the outer loop costs twice MAML's even so, and their number decides
             "inner_lr": 0.4,
             "strength": 0.5,
+            "damping": 10.0,  # the authors'; without it the indefinite Hessians of batch norm give 0
+            "cg_steps": 2,
             "meta_batch": 2,
         },
     },
