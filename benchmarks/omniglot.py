@@ -64,6 +64,7 @@ def measure(name: str, minutes: float, tasks: int, progress: bool, **given: Any)
         "way",
         "shot",
         "width",
+        "last_width",
         "meta_batch",
         "inner_steps",
         "test_steps",

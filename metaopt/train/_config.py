@@ -35,6 +35,7 @@ class Config:
     train_shot: int = _field("examples to adapt on while training, per class; 0: as in the test", default=0)
     test_steps: int = _field("inner steps at the test; 0: as in training", default=0)
     width: int = _field("units or filters of a layer", default=40)
+    last_width: int = _field("filters of the last block of an image net; 0: as the others", default=0)
     context: int = _field("context parameters (cavia)", default=5)
     strength: float = _field("of the pull towards the initial parameters (imaml)", default=2.0)
     damping: float = _field("of the linear system, added to the strength (imaml)", default=0.0)
@@ -81,6 +82,7 @@ LEAST = {
     "train_shot": 0,
     "test_steps": 0,
     "width": 1,
+    "last_width": 0,
     "context": 1,
     "cg_steps": 1,
     "chunk_size": 0,

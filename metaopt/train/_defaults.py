@@ -44,7 +44,12 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
     "maml_plus_plus": {"sinusoid": {"learn_lr": "step"}, "omniglot": {"learn_lr": "step", "inner_steps": 2}},
     "cavia": {
         "sinusoid": {"inner_lr": 1.0, "inner_steps": 1},
-        "omniglot": {"context": 100, "inner_lr": 20.0, "inner_steps": 2},
+        "omniglot": {
+            "context": 200,
+            "last_width": 128,  # the head stays: a class is what its features let through
+            "inner_lr": 20.0,
+            "inner_steps": 2,
+        },
     },
     "warpgrad": {"sinusoid": {"learn_lr": "no", "inner_lr": 0.01}},
     "reptile": {
