@@ -36,7 +36,7 @@ def imaml(
           opt: the inner optimizer; num_steps of it should come near θ*.
           strength: λ > 0, 1/parameter²: how near to φ the solution stays.
           damping: δ >= 0. With 0 the gradient is exact at θ*. A net's H has negative eigenvalues: where one
-              is below −λ no minimum is near, and conjugate gradients stop early, at 0 even; δ makes the
+              is below −λ no minimum is near, and conjugate gradients stop when they meet it; δ makes the
               system definite, and the gradient nearer to first-order MAML's. The authors' code has 10.
           solve: of the linear system; `linsolve.cg` with 5 iterations, the paper's, where None.
           query_loss_fn: ``(params, batch) -> []``; ``loss_fn`` where None.
