@@ -56,7 +56,7 @@ ALGORITHMS: dict[str, dict[str, dict[str, Any]]] = {
         "sinusoid": {"learn_lr": "no", "inner_lr": 0.02, "meta_lr": 1.0, "clip": 0.0, "train_shot": 50},
         "omniglot": {
             "learn_lr": "no",
-            "inner_lr": 0.2,  # of plain descent: 78 % where Adam, begun anew in every task, reached 65
+            "inner_lr": 0.4,  # of plain descent: 79 % where Adam, begun anew in every task, reached 65
             "meta_lr": 1.0,
             "meta_batch": 2,
             "clip": 0.0,
