@@ -160,3 +160,11 @@ def test_list_names_everything_with_its_line(capsys: pytest.CaptureFixture[str])
         (line,) = [line for line in said.splitlines() if line.strip(" *").split(" ")[0] == name]
         assert len(line.split()) > 2, line
     assert all(len(line) <= 140 for line in said.splitlines())
+
+
+@pytest.mark.parametrize(("last_width", "widths"), [(0, [4, 4, 4, 4]), (6, [4, 4, 4, 6])])
+def test_the_last_block_can_have_a_width_of_its_own(last_width: int, widths: list[int]) -> None:
+    _, problem = make("omniglot", "cavia", last_width=last_width)
+    kernels = [p for p in problem.params.values() if p.ndim == 4]
+    assert [len(k) for k in kernels] == widths
+    assert list(problem.params.values())[-2].shape == (5, widths[-1])
