@@ -61,9 +61,8 @@ def hypergradient_descent(opt: Optimizer, meta_lr: Any = 1e-3, *, multiplicative
     where = "hypergradient_descent"
     check_optimizer(f"{where}(opt)", opt)
     lr = getattr(opt.hparams, "lr", None)
-    if isinstance(lr, bool) or not (
-        isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.ndim == 0)
-    ):
+    one = isinstance(lr, (int, float)) or (isinstance(lr, Tensor) and lr.ndim == 0)
+    if isinstance(lr, bool) or not one:
         raise ArgumentError(f"{where}(opt)", "an optimizer with one lr", type(opt.hparams).__name__)
 
     def init(params: Any) -> HypergradientDescentState:

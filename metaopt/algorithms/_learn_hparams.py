@@ -96,12 +96,7 @@ def learn_hparams(
 
     z = [BACK[kind](leaves[i].detach()) for kind, i in zip(kinds, index, strict=True)]
     for i, kind, x in zip(index, kinds, z, strict=True):
-        if not x.isfinite().all():  # where it would stay
-            inside = "numbers > 0" if kind == "log" else "numbers inside (0, 1)"
-            remedy = "Start inside, or learn it in the coordinate 'linear'."
-            raise ArgumentError(
-                "learn_hparams(hparams)", inside, str(leaves[i].tolist()), tree.paths(phi)[i], remedy
-            )
+        _check_inside(kind, x, leaves[i], tree.paths(phi)[i])
     state, values = outer.init(z), []
     for _ in progress(range(meta_steps), "learn_hparams"):
         some, pull, *_ = torch.func.vjp(value_of, *z)
@@ -110,6 +105,14 @@ def learn_hparams(
         z, state = outer.update(z, state, list(pull(tuple(found[i] for i in index))), outer.hparams)
         values.append(estimate.value)
     return LearnedHParams(whole(value_of(*z)), torch.stack(values) if values else torch.zeros(0))
+
+
+def _check_inside(kind: str, z: Tensor, value: Tensor, path: str) -> None:
+    """Raise where z is infinite: there it would stay."""
+    if not z.isfinite().all():
+        inside = "numbers > 0" if kind == "log" else "numbers inside (0, 1)"
+        remedy = "Start inside, or learn it in the coordinate 'linear'."
+        raise ArgumentError("learn_hparams(hparams)", inside, str(value.tolist()), path, remedy)
 
 
 def _fields(path: str) -> list[str]:

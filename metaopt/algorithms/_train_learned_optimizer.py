@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from metaopt import tree
+from metaopt.algorithms._episodes import Inner, advance, begin, renew, spread
 from metaopt.algorithms._optimization_tasks import OptimizationTasks
-from metaopt.algorithms._windows import Inner, advance, pes_window, truncated_window
-from metaopt.batch import map_tasks
+from metaopt.algorithms._windows import pes_window, truncated_window
 from metaopt.errors import ArgumentError, check_at_least, is_count
 from metaopt.hypergrad._differentiate import fill, moving
 from metaopt.optim._adam import adam
@@ -97,6 +98,44 @@ def train_learned_optimizer(
     >>> out.losses.shape
     torch.Size([3])
     """
+    _check(num_steps, window, estimator, sigma, meta_steps)
+    check_optimizer("train_learned_optimizer(opt)", opt)
+    check_order("train_learned_optimizer(order)", order)
+    outer = meta_opt or chain(clip_by_global_norm(1.0), adam(1e-3))
+    check_optimizer("train_learned_optimizer(meta_opt)", outer)
+    start = opt.hparams if hparams is None else hparams
+    index, leaves, _ = moving("train_learned_optimizer", start)
+    phi = [leaves[i].detach().clone() for i in index]
+    estimate = truncated_window if estimator == "truncated" else partial(pes_window, sigma=sigma)
+
+    def run(phi: list[Tensor], inner: Inner) -> tuple[Tensor, Inner]:
+        return advance(tasks, opt, fill(start, index, phi), inner, window, objective, order)
+
+    if carry is None:
+        first = spread(begin(tasks, opt, num_tasks, seed, 0), num_steps, window, seed)
+        xi = [x.new_zeros(num_tasks, *x.shape) for x in phi]
+        carry = MetaCarry((first,) * (1 + (estimator == "pes")), xi, 0, outer.init(phi))
+    losses = []
+    for step in progress(range(carry.step + 1, carry.step + 1 + meta_steps), "train_learned_optimizer"):
+        grad, value, inner, xi = estimate(run, phi, carry.inner, carry.noise, _key(seed, step))
+        phi, meta_state = outer.update(phi, carry.meta_state, grad, outer.hparams)
+        phi, finite = tree.detach(phi), value.isfinite()
+        losses.append(value[finite].mean())
+        done = (inner[0].age >= num_steps) | ~finite
+        if bool(done.any()):
+            new = begin(tasks, opt, num_tasks, seed, step)
+            inner, xi = renew(done, ((new,) * len(inner), tree.zeros_like(xi)), (inner, xi))
+        carry = MetaCarry(inner, xi, step, meta_state)
+    mean = torch.stack(losses) if losses else torch.zeros(0)
+    return TrainedOptimizer(fill(start, index, phi), mean, carry)
+
+
+def _key(seed: int, step: int) -> int:
+    """The seed of a meta-step's noise."""
+    return (seed * 1_000_003 + step) % 2**31
+
+
+def _check(num_steps: Any, window: Any, estimator: Any, sigma: Any, meta_steps: Any) -> None:
     if not is_count(window) or num_steps % window:
         expected = f"a divisor of num_steps={num_steps}"
         raise ArgumentError("train_learned_optimizer(window)", expected, repr(window))
@@ -104,54 +143,5 @@ def train_learned_optimizer(
         raise ArgumentError("train_learned_optimizer(estimator)", "'truncated' or 'pes'", repr(estimator))
     if estimator == "pes" and not sigma > 0:
         raise ArgumentError("train_learned_optimizer(sigma)", "a number > 0", repr(sigma))
-    check_optimizer("train_learned_optimizer(opt)", opt)
-    check_order("train_learned_optimizer(order)", order)
     check_at_least("train_learned_optimizer(num_steps)", num_steps, 1)
     check_at_least("train_learned_optimizer(meta_steps)", meta_steps, 0)
-    outer = meta_opt or chain(clip_by_global_norm(1.0), adam(1e-3))
-    check_optimizer("train_learned_optimizer(meta_opt)", outer)
-    start_from = opt.hparams if hparams is None else hparams
-    index, leaves, _ = moving("train_learned_optimizer", start_from)
-    theta = [leaves[i].detach().clone() for i in index]
-
-    def whole(some: list[Tensor]) -> Any:
-        return fill(start_from, index, some)
-
-    def run(some: list[Tensor], inner: Inner) -> tuple[Tensor, Inner]:
-        return advance(tasks, opt, whole(some), inner, window, objective, order)
-
-    def fresh(step: int) -> Inner:
-        params, batch = tasks.sample(num_tasks, seed, step)
-        state = map_tasks(lambda _, p: opt.init(p), how="vmap")((), params)
-        age = torch.zeros(num_tasks, dtype=torch.int64, device=tree.leaves(params)[0].device)
-        return Inner(params, state, batch, age)
-
-    if carry is None:
-        start, dice = fresh(0), torch.Generator().manual_seed(seed)
-        phase = torch.randint(num_steps // window, (num_tasks,), generator=dice)
-        start = start._replace(age=start.age + window * phase.to(start.age.device))
-        signs = (start,) if estimator == "truncated" else (start, start)
-        xi = [x.new_zeros(num_tasks, *x.shape) for x in theta]
-        carry = MetaCarry(signs, xi, 0, outer.init(theta))
-    inner, xi, first, meta_state = carry
-    losses, step = [], first
-    for step in progress(range(first + 1, first + 1 + meta_steps), "train_learned_optimizer"):
-        if estimator == "truncated":
-            grad, value, inner = truncated_window(run, theta, inner)
-        else:
-            grad, value, inner, xi = pes_window(run, theta, inner, xi, sigma, seed, step)
-        theta, meta_state = outer.update(theta, meta_state, grad, outer.hparams)
-        theta = tree.detach(theta)
-        finite = value.isfinite()
-        losses.append(value[finite].mean())
-        done = (inner[0].age >= num_steps) | ~finite
-        if bool(done.any()):
-            inner = tuple(_where(done, fresh(step), old) for old in inner)
-            xi = _where(done, tree.zeros_like(xi), xi)
-    mean = torch.stack(losses) if losses else torch.zeros(0)
-    return TrainedOptimizer(whole(theta), mean, MetaCarry(inner, xi, step, meta_state))
-
-
-def _where(done: Tensor, new: Any, old: Any) -> Any:
-    """``new`` for the tasks that are done, ``old`` for the others."""
-    return tree.map(lambda x, y: torch.where(done.view(-1, *[1] * (y.ndim - 1)), x, y), new, old)

@@ -24,7 +24,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from metaopt.compiled._fingerprint import fingerprint
-from metaopt.compiled._trace import Captured, Count, draws, dry_run, example
+from metaopt.compiled._trace import Captured, Count, Scaled, draws, dry_run, example
 from metaopt.errors import CompileError
 from metaopt.exact import exact
 
@@ -180,6 +180,11 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
     captured: list[Tensor] = []
     run: Callable[..., Any] | None
     try:
+        if backend == "aot_eager" and torch._C._is_any_autocast_enabled():
+            # kernels under autocast give strides that the trace does not foresee: torch's view error
+            raise CompileError(
+                f"compile({name})", "a backend that lays tensors out anew", "aot_eager, autocast"
+            )
         with count:
             (outputs, aux), captured = dry_run(fn, tensors)
         if count.random:
@@ -201,7 +206,7 @@ def _backend(
 
     def node(*given: Tensor) -> list[Tensor]:
         swapped = {id(x): y for x, y in zip(captured, given[number:], strict=True)}
-        with Captured(swapped) if captured else nullcontext():
+        with Scaled(), Captured(swapped) if captured else nullcontext():
             return list(fn(*given[:number])[0])
 
     graph = fx.Graph()

@@ -70,6 +70,20 @@ def example(x: Tensor, track: bool) -> Tensor:
     return new.requires_grad_(track and x.requires_grad)
 
 
+class Scaled(TorchFunctionMode):
+    """Writes a + α b out: inductor makes an addmm of a sum with a product, and forgets α (torch 2.13)."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func not in _SUMS or "alpha" not in kwargs or len(args) != 2:
+            return func(*args, **kwargs)
+        rest = {name: value for name, value in kwargs.items() if name != "alpha"}
+        return func(args[0], args[1] * kwargs["alpha"], **rest)
+
+
+_SUMS = {torch.add, torch.sub, Tensor.add, Tensor.sub, Tensor.add_, Tensor.sub_}
+
+
 class Captured(TorchFunctionMode):
     """Puts ``swap[id(x)]`` in the place of every real tensor x; collects those that have none."""
 

@@ -5,7 +5,7 @@ place, and when. Every entry that stands for a fault of torch names its issue an
 on the day torch is mended.
 """
 
-from metaopt.exact._levels import batched, mapped, transformed
+from metaopt.exact._levels import batched, mapped, plain_level, transformed
 from metaopt.exact._mode import exact, paused, rewrites
 from metaopt.exact._norms import Statistics, collecting
 from metaopt.exact._random import advance, current_draws, seeded, task_keys, tasks_from, unseeded
@@ -19,6 +19,7 @@ __all__ = [
     "exact",
     "mapped",
     "paused",
+    "plain_level",
     "rewrites",
     "seeded",
     "task_keys",

@@ -17,9 +17,9 @@ from torch._C import (
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from metaopt.exact import _attention, _dropout, _losses, _norms, _recurrent
+from metaopt.exact import _attention, _dropout, _kernels, _losses, _norms, _recurrent
 from metaopt.exact._embedding import embedding
-from metaopt.exact._levels import calling_module, differentiated, mapped, transformed
+from metaopt.exact._levels import calling_module, mapped, once_more, plain_levels, transformed
 from metaopt.exact._noise import NOISE
 from metaopt.exact._random import current_draws
 from metaopt.exact._refused import NO_DOUBLE_BACKWARD, NO_KEYED_FORM, refuse, refuse_draw
@@ -48,29 +48,31 @@ class Rewrite(NamedTuple):
 
 
 def _norm(always: bool, args: Any, kwargs: Any) -> bool:
-    if _aten_norm(always, args, kwargs):
-        return True
-    # statistics that have a history, where torch's kernel takes none
-    return any(isinstance(x, torch.Tensor) and x.requires_grad for x in args[1:3])
-
-
-def _aten_norm(always: bool, args: Any, kwargs: Any) -> bool:
     if always or _norms.collecting() is not None or mapped():
         return True
-    return differentiated(3, *args, *kwargs.values())
+    return once_more(*args, *kwargs.values())
 
 
 def _twice() -> bool:
     """A second derivative is wanted: some transform is at work, or ``exact(twice=True)`` says so."""
-    return transformed() or (_local.twice > 0 and torch.is_grad_enabled())
+    return transformed() or plain_levels() > 0 or (_local.twice > 0 and torch.is_grad_enabled())
 
 
 def _attend(always: bool, args: Any, kwargs: Any) -> bool:
-    return always or _twice() or current_draws() is not None
+    if always or _twice() or current_draws() is not None:
+        return True
+    return once_more(*args, *kwargs.values())
 
 
 def _recur(always: bool, args: Any, kwargs: Any) -> bool:
     return always or current_draws() is not None or (_twice() if args[0].is_cuda else mapped())
+
+
+def _lstm(always: bool, args: Any, kwargs: Any) -> bool:
+    if _recur(always, args, kwargs):
+        return True
+    slow = _local.twice > 0 and torch.is_grad_enabled() and args[0].dtype is not torch.float64
+    return slow and not isinstance(args[1], torch.Tensor)  # which is how a packed batch comes
 
 
 def _noise(always: bool, args: Any, kwargs: Any) -> bool:
@@ -90,7 +92,7 @@ def _smooth(always: bool, args: Any, kwargs: Any) -> bool:
 
 
 def _func(always: bool, args: Any, kwargs: Any) -> bool:
-    return transformed()
+    return transformed() or plain_levels() > 0
 
 
 def _embed(always: bool, args: Any, kwargs: Any) -> bool:
@@ -114,14 +116,14 @@ def _aten(fn: Callable[..., Any]) -> Callable[..., Any]:
     return lambda x, w, b, m, v, *rest: fn(x, m, v, w, b, *rest[:3])
 
 
-_KERNEL = "its kernel's second derivative is wrong under vmap"
+_KERNEL = "its kernel's derivatives are wrong, the second under vmap, the third everywhere"
 _TABLE: dict[Callable[..., Any], Rewrite] = {
-    F.layer_norm: Rewrite(_norms.layer_norm, _aten_norm, _KERNEL),
-    F.batch_norm: Rewrite(_norms.batch_norm, _norm, _KERNEL),
-    F.instance_norm: Rewrite(_norms.instance_norm, _norm, _KERNEL),
-    torch.layer_norm: Rewrite(_norms.layer_norm, _aten_norm, _KERNEL),
-    torch.batch_norm: Rewrite(_aten(_norms.batch_norm), _aten_norm, _KERNEL),
-    torch.instance_norm: Rewrite(_aten(_norms.instance_norm), _aten_norm, _KERNEL),
+    F.layer_norm: Rewrite(_kernels.layer_norm, _norm, _KERNEL),
+    F.batch_norm: Rewrite(_kernels.batch_norm, _norm, _KERNEL),
+    F.instance_norm: Rewrite(_kernels.instance_norm, _norm, _KERNEL),
+    torch.layer_norm: Rewrite(_kernels.layer_norm, _norm, _KERNEL),
+    torch.batch_norm: Rewrite(_aten(_kernels.batch_norm), _norm, _KERNEL),
+    torch.instance_norm: Rewrite(_aten(_kernels.instance_norm), _norm, _KERNEL),
     F.normalize: Rewrite(_norms.normalize, _out, "out= writes to buffers and has no batching rule"),
     F.embedding: Rewrite(embedding, _embed, "padding_idx is wrong under vmap"),
     torch._weight_norm: Rewrite(weight_norm, _every, "its kernel's second derivative is wrong"),
@@ -139,6 +141,7 @@ _TABLE |= {
     getattr(torch, name): Rewrite(getattr(_recurrent, name), _recur, "its kernel fails under vmap")
     for name in _recurrent.__all__
 }
+_TABLE[torch.lstm] = _TABLE[torch.lstm]._replace(when=_lstm)
 _TABLE |= {
     getattr(F, name): Rewrite(getattr(_dropout, name), _noise, "")
     for name in (
@@ -167,13 +170,12 @@ class exact(TorchFunctionMode):
     """A context in which mapped modules have the right derivatives of every order, or one clear error.
 
     Rewritten in primitives: layer_norm, batch_norm and instance_norm under ``vmap``; RNN, GRU, LSTM and
-    their cells under ``vmap``; attention and cuDNN's recurrent nets under any transform; embeddings with
-    a padding row. Refused where they are differentiated twice: what has no double backward.
+    their cells under ``vmap``; attention, and cuDNN's recurrent nets under any transform; embeddings with
+    a padding row. On a loop the norms keep torch's kernels, with a second derivative of their own.
+    Refused where they are differentiated twice: what has no double backward.
     `metaopt.doctor` shows what was rewritten in a model.
 
-    Args: always: rewrite calls outside ``vmap`` too; needed for third derivatives of norms. An inner loop
-              inside another and `hypergrad.nested` see to it themselves; a meta-gradient that is
-              differentiated again by ``create_graph`` cannot be foreseen.
+    Args: always: rewrite calls outside ``vmap``, and those that are not differentiated, too.
           twice: plain autograd will differentiate twice: rewrite what has no double backward.
     Raises: DerivativeError, ArgumentError, VmapError, each with the path of the module that called.
     Cost: about a microsecond a torch call; a rewritten norm is two to three kernels more.

@@ -18,7 +18,15 @@ from torch import Tensor
 from metaopt.errors import ArgumentError, VmapError
 from metaopt.exact._levels import calling_module, mapped
 
-__all__ = ["Statistics", "batch_norm", "collecting", "instance_norm", "layer_norm", "normalize"]
+__all__ = [
+    "Statistics",
+    "batch_norm",
+    "check_count",
+    "collecting",
+    "instance_norm",
+    "layer_norm",
+    "normalize",
+]
 
 _local = threading.local()
 
@@ -101,6 +109,19 @@ def _move(kind: str, buffer: Tensor, observed: Tensor, momentum: float) -> None:
         buffer.lerp_(observed.to(buffer.dtype), momentum)
 
 
+def check_count(input: Tensor) -> int:
+    """How many values a channel has; raises ArgumentError where there is one."""
+    count = input.numel() // input.shape[1]
+    if count == 1:
+        raise ArgumentError(
+            "batch_norm(input)",
+            "more than one value per channel when training",
+            f"shape {list(input.shape)}",
+            remedy="Use a larger batch, or batch_norm='frozen'.",
+        )
+    return count
+
+
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -118,14 +139,7 @@ def batch_norm(
         scale = torch.rsqrt(running_var + eps)
         centred = _affine(input, scale, -running_mean * scale, channel=True)
         return _affine(centred.to(input.dtype), weight, bias, channel=True)
-    count = input.numel() // input.shape[1]
-    if count == 1:
-        raise ArgumentError(
-            "batch_norm(input)",
-            "more than one value per channel when training",
-            f"shape {list(input.shape)}",
-            remedy="Use a larger batch, or batch_norm='frozen'.",
-        )
+    count = check_count(input)
     wide, variance, mean = _moments(input, (0, *range(2, input.ndim)))
     if running_mean is not None and running_var is not None:
         _move("batch_norm", running_mean, mean.flatten(), momentum)

@@ -93,8 +93,8 @@ def build(name: str, hparams: AdamHParams, amsgrad: bool, maximize: bool, decoup
             p = p if is_zero(h.weight_decay) else p * (1 - h.lr * h.weight_decay)
         else:
             g = plus(g, h.weight_decay, p)
-        m = h.beta1 * s.exp_avg + (1 - h.beta1) * g
-        v = h.beta2 * s.exp_avg_sq + (1 - h.beta2) * g * g
+        m = plus(h.beta1 * s.exp_avg, 1 - h.beta1, g)
+        v = plus(h.beta2 * s.exp_avg_sq, 1 - h.beta2, g * g)
         s = AdamState(s.step, m, v, torch.maximum(s.max_exp_avg_sq, v) if amsgrad else ABSENT)
         v = s.max_exp_avg_sq if amsgrad else v
         return p - rate * m / (root(v / correction, h.eps_root) + h.eps), s

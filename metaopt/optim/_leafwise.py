@@ -76,7 +76,10 @@ def is_zero(value: Any) -> bool:
 def plus(g: Tensor, factor: Any, p: Tensor) -> Tensor:
     """g + factor · p, in one kernel for a number, and for nothing where it is switched off."""
     if isinstance(factor, (int, float)):
-        return g if factor == 0 else torch.add(g, p, alpha=factor)
+        if factor == 0:
+            return g
+        if not torch.compiler.is_compiling():  # inductor's addmm forgets alpha
+            return torch.add(g, p, alpha=factor)
     return g + factor * p
 
 

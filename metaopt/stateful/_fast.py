@@ -46,22 +46,31 @@ class _Layer:
 class _Guarded(_Layer):
     """A layer that may call what has no double backward: it is `exact`, called by its model or alone."""
 
+    _weights: Weights
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         if exact.innermost():
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
-        with exact(twice=True):
+        with exact(twice=self._weights.twice):
             return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
 
 class _Recurrent(_Guarded):
-    """One of torch's own recurrent layers, of whose thirty calls `exact` has to see none on a CPU."""
+    """One of torch's own recurrent layers, of whose thirty calls `exact` has to see none on a CPU.
+
+    Those of an LSTM that is differentiated twice it does see, because it has a faster one.
+    """
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        if exact.alone():
+        if exact.alone() and not self._is_rewritten():
             with torch._C.DisableTorchFunction():
                 if all(_plain(x) for x in (*args, *kwargs.values(), *self._parameters.values())):  # type: ignore[attr-defined]
                     return super().forward(*args, **kwargs)  # type: ignore[misc]
         return super().forward(*args, **kwargs)  # type: ignore[misc]
+
+    def _is_rewritten(self) -> bool:
+        slow = self.mode == "LSTM" and self.weight_ih_l0.dtype is not torch.float64  # type: ignore[attr-defined]
+        return self._weights.twice and bool(slow)
 
 
 def _plain(x: Any) -> bool:
@@ -143,11 +152,11 @@ class FastModule(_Layer):
         else:
             values = weights.read("fmodel(params)", params)
             if transformed():
-                with weights.lent(values, [b.clone() for b in weights.held()]), exact(twice=True):
+                with weights.lent(values, [b.clone() for b in weights.held()]), exact(twice=weights.twice):
                     return super().__call__(*args, **kwargs)  # type: ignore[misc]
             weights.append(values)
         if transformed():
-            with exact(twice=True):
+            with exact(twice=weights.twice):
                 return super().__call__(*args, **kwargs)  # type: ignore[misc]
         return super().__call__(*args, **kwargs)  # type: ignore[misc]
 
@@ -239,5 +248,5 @@ def as_fast(module: nn.Module, weights: Weights) -> Any:
     for layer in list(module.modules()):
         cls: Any = type(layer)
         layer.__class__ = _class_of(cls, layer is module, _risky(layer))
-    module.__dict__["_weights"] = weights
+        layer.__dict__["_weights"] = weights
     return module

@@ -63,6 +63,7 @@ def innerloop_ctx(
     if not isinstance(model, nn.Module):
         raise ArgumentError("innerloop_ctx(model)", "an nn.Module", type(model).__name__)
     fmodel = monkeypatch(model, device, copy_initial_weights, track_higher_grads, history=history)
+    fmodel._weights.order = order
     several = isinstance(opt, (list, tuple)) and not isinstance(opt, Optimizer)
     opts: Any = opt if several else (opt,)
     if not opts:

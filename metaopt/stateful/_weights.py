@@ -35,11 +35,16 @@ class Weights:
         if limit is not None and not is_count(limit):
             raise ArgumentError("monkeypatch(history)", "an integer >= 1 or None", repr(limit))
         self.names, self.slots, self.buffers = names, slots, buffers
-        self.tracking = tracking
+        self.tracking, self.order = tracking, 2
         self.latest: deque[list[Tensor]] = deque(maxlen=limit)
         self.first: list[Tensor] = []
         self.count = -1  # updates since P[0]
         self.borrowed: list[Tensor] | None = None
+
+    @property
+    def twice(self) -> bool:
+        """Whether the model's gradients will be differentiated, which the layers have to be fit for."""
+        return self.tracking and self.order == 2
 
     @property
     def now(self) -> list[Tensor] | None:
@@ -137,6 +142,7 @@ class Weights:
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         slots, buffers = copy.deepcopy((self.slots, self.buffers), memo)
         new = Weights(list(self.names), slots, buffers, self.tracking, self.latest.maxlen)
+        new.order = self.order
         if self.now is not None:
             new.restart(copy.deepcopy(self.now, memo))
         return new

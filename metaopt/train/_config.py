@@ -35,8 +35,11 @@ class Config:
     train_shot: int = _field("examples to adapt on while training, per class; 0: as in the test", default=0)
     test_steps: int = _field("inner steps at the test; 0: as in training", default=0)
     width: int = _field("units or filters of a layer", default=40)
+    last_width: int = _field("filters of the last block of an image net; 0: as the others", default=0)
     context: int = _field("context parameters (cavia)", default=5)
     strength: float = _field("of the pull towards the initial parameters (imaml)", default=2.0)
+    damping: float = _field("of the linear system, added to the strength (imaml)", default=0.0)
+    cg_steps: int = _field("conjugate gradient steps (imaml)", default=5)
     schedule: str = _field("of the outer step sizes: cosine or constant", default="cosine")
     clip: float = _field("largest norm of the meta-gradient; 0: any", default=1.0)
     first_order: bool = _field("take inner gradients for constants (first-order MAML)", default=False)
@@ -56,7 +59,7 @@ class Config:
             self._check(field.name, holds, f"a value of type {kind}")
         for name, least in LEAST.items():
             self._check(name, getattr(self, name) >= least, f"an integer >= {least}")
-        for name in ("inner_lr", "meta_lr", "lr_lr", "clip", "strength"):
+        for name in ("inner_lr", "meta_lr", "lr_lr", "clip", "strength", "damping"):
             self._check(name, getattr(self, name) >= 0, "a number >= 0")
         for name, known in CHOICES.items():
             self._check(name, getattr(self, name) in known, " or ".join(map(repr, known)))
@@ -79,7 +82,9 @@ LEAST = {
     "train_shot": 0,
     "test_steps": 0,
     "width": 1,
+    "last_width": 0,
     "context": 1,
+    "cg_steps": 1,
     "chunk_size": 0,
     "threads": 0,
 }

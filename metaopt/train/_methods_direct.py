@@ -9,6 +9,7 @@ from torch import Tensor
 
 from metaopt import algorithms, optim, tree
 from metaopt.batch import map_tasks
+from metaopt.linsolve import cg
 from metaopt.train._config import Config
 from metaopt.train._method import Gradient, Learned, Method, leaf_of, walk
 from metaopt.train._problem import Problem
@@ -36,12 +37,13 @@ def _by_direction(config: Config, problem: Problem, task: Any) -> Gradient:
 
 
 def reptile(config: Config, problem: Problem) -> Method:
-    """Steps towards the adapted weights, each inner step on its own part of the support."""
-    opt, steps, shot = (
-        optim.adam(lr=config.inner_lr, betas=(0.0, 0.999)),
-        config.inner_steps,
-        problem.train.shot,
-    )
+    """Steps towards the adapted weights, each inner step on its own part of the support.
+
+    The inner loop is plain descent, as in the paper's Algorithm 1. The authors' Omniglot code has Adam with
+    β₁ = 0 and carries its second moment from task to task; begun anew with every task, as a pure function
+    must, it is the descent of signs.
+    """
+    opt, steps, shot = optim.sgd(lr=config.inner_lr), config.inner_steps, problem.train.shot
     ways = len(problem.train.sample(1, 0).support[1][0]) // shot
     task = algorithms.reptile(problem.loss_fn, opt, None)
 
@@ -70,7 +72,14 @@ def reptile(config: Config, problem: Problem) -> Method:
 def imaml(config: Config, problem: Problem) -> Method:
     """The meta-gradient at the solution of a proximal problem, by conjugate gradients."""
     opt = optim.sgd(lr=config.inner_lr)
-    task = algorithms.imaml(problem.loss_fn, opt, config.inner_steps, strength=config.strength)
+    task = algorithms.imaml(
+        problem.loss_fn,
+        opt,
+        config.inner_steps,
+        strength=config.strength,
+        damping=config.damping,
+        solve=cg(max_iters=config.cg_steps, tol=0.0),
+    )
 
     def proximal(theta: Any, batch: Any, prior: Any) -> Tensor:
         distance = tree.sub(theta, prior)

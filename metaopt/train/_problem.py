@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,17 +54,18 @@ def mlp(width: int = 40, depth: int = 2) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(width, 1))
 
 
-def conv4(way: int = 5, width: int = 64) -> nn.Sequential:
+def conv4(way: int = 5, width: int = 64, last_width: int = 0) -> nn.Sequential:
     """The Omniglot net of Finn et al. 2017, 5.2: [example, 1, 28, 28] -> [example, way].
 
     Four 3x3 convolutions of stride 2 with batch norm over the batch at hand (no running statistics:
-    transductive), a mean over what space is left, and a linear head.
+    transductive), a mean over what space is left, and a linear head. The last may have a width of its own.
     """
+    widths = (1, width, width, width, last_width or width)
     layers: list[nn.Module] = []
-    for i in range(4):
-        conv = nn.Conv2d(width if i else 1, width, 3, stride=2, padding=1)
-        layers += [conv, nn.BatchNorm2d(width, track_running_stats=False), nn.ReLU()]
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, way))
+    for before, after in itertools.pairwise(widths):
+        conv = nn.Conv2d(before, after, 3, stride=2, padding=1)
+        layers += [conv, nn.BatchNorm2d(after, track_running_stats=False), nn.ReLU()]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], way))
 
 
 def _device(name: str) -> torch.device:
@@ -89,7 +91,7 @@ def make_problem(config: Config, *, download: bool = False) -> Problem:
     def module() -> nn.Sequential:
         with torch.random.fork_rng():
             torch.manual_seed(config.seed)
-            made = mlp(config.width) if sinusoid else conv4(config.way, config.width)
+            made = mlp(config.width) if sinusoid else conv4(config.way, config.width, config.last_width)
             return made.to(**on)
 
     apply, params, _ = functional(module())

@@ -77,6 +77,30 @@ def test_12_imaml_at_the_proximal_point() -> None:
     assert found.aux.optimality < 1e-12
 
 
+@pytest.mark.parametrize("damping", [0.3, 10.0])
+def test_imaml_damped_is_as_if_the_pull_were_stronger(damping: float) -> None:
+    """(I + Q/(λ+δ))⁻¹Q(θ*−c), at the same θ*; the residual is that of the system without δ."""
+    strength, solve = 0.6, cg(N + 2, 1e-15)
+    found = mo.imaml(quadratic, DESCENT, 400, strength=strength, damping=damping, solve=solve)(THETA, EPISODE)
+    slope_there = Q @ (found.aux.params - CENTRE)
+    assert_close(found.grad, torch.linalg.solve(EYE + Q / (strength + damping), slope_there))
+    left = slope_there - (Q + strength * EYE) @ torch.linalg.solve(
+        Q + (strength + damping) * EYE, slope_there
+    )
+    assert_close(found.aux.solve.residual, left.norm() / slope_there.norm())
+
+
+def test_imaml_without_damping_is_0_where_the_curvature_is_below_minus_the_strength() -> None:
+    """−p² has H = −2: conjugate gradients cannot start with λ = 1, and can with λ + δ = 5."""
+    hill, one = lambda p, b: -(p**2), torch.tensor(1.0, dtype=torch.float64)
+    still = mo.optim.sgd(lr=0.0)
+    assert mo.imaml(hill, still, 1, strength=1.0)(one, mo.Episode((), ())).grad == 0
+    assert_close(
+        mo.imaml(hill, still, 1, strength=1.0, damping=4.0)(one, mo.Episode((), ())).grad,
+        -2 * one / (1 - 2 / 5),
+    )
+
+
 def test_12_imaml_is_the_limit_of_maml() -> None:
     """The same proximal problem, differentiated through 400 steps."""
     strength = 0.6

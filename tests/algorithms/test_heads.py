@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import metaopt as mo
 from metaopt import Episode
 from metaopt import algorithms as alg
+from metaopt.errors import ArgumentError
 
 DOUBLE = torch.float64
 X = vector(6 * 4, 1).reshape(6, 4)
@@ -38,6 +39,17 @@ def test_prototypes_are_class_means_and_the_network_is_linear_in_them() -> None:
     got = logits_of(task, torch.tensor(1.0, dtype=DOUBLE))
     linear = 2 * QUERY @ centres.T - (centres**2).sum(1)
     assert_close(got.log_softmax(1), linear.log_softmax(1))
+
+
+def test_a_class_without_examples_is_an_error_that_names_it_and_the_task() -> None:
+    """Its mean would be 0/0, and the loss NaN."""
+    task, scale = mo.protonet(embed, 3), torch.tensor(1.0, dtype=DOUBLE)
+    gone = Episode((X, Y.clamp_max(1)), (QUERY, torch.zeros(5, dtype=torch.int64)))
+    with pytest.raises(ArgumentError, match=r"protonet\(support\): .* of 3 classes, got none of class 2\."):
+        task(scale, gone)
+    two = mo.tree.stack([gone._replace(support=(X, Y)), gone])
+    with pytest.raises(ArgumentError, match=r"none of class 2 of task 1\."):
+        torch.func.grad(lambda s: mo.map_tasks(task)(s, two).sum())(scale)
 
 
 @pytest.mark.parametrize("decay", [1e-3, 1.0, 50.0])

@@ -97,6 +97,7 @@ WRONG: dict[str, tuple[Callable[[], object], str]] = {
         r"gimli.init\(phi\): .* one with params",
     ),
     "imaml strength": (lambda: mo.imaml(loss_fn, SGD, strength=0.0), r"imaml\(strength\)"),
+    "imaml damping": (lambda: mo.imaml(loss_fn, SGD, damping=-1.0), r"imaml\(damping\)"),
     "metaoptnet reg": (lambda: mo.metaoptnet(lambda p, x: x, 2, reg=0.0), r"metaoptnet\(reg\)"),
     "no decays": (lambda: mo.learned_mlp(decays=()), r"learned_mlp\(decays\)"),
     # one loss for an example

@@ -97,3 +97,22 @@ def test_moments_stay_float32(compile: Any) -> None:
         moments = mo.map_tasks(task, compile=compile)(params, (torch.ones(2, 5, 3),))
     assert moments.dtype is torch.float32
     assert dtypes == {torch.float32}
+
+
+def test_aot_eager_stays_eager_and_says_so() -> None:
+    """Its compiled derivative of a layer with a bias would end in torch's view error."""
+    apply, params, _ = mo.functional(nn.Linear(8, 2))
+    task_loss = mo.maml(lambda p, b: (apply(p, b[0]) - b[1]).square().mean(), mo.optim.sgd(0.1), 2)
+    torch.manual_seed(0)
+    part = lambda: (torch.randn(4, 3, 8), torch.randn(4, 3, 2))
+    episodes = mo.Episode(part(), part())
+
+    def gradient(compile: Any) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = mo.map_tasks(task_loss, how="vmap", compile=compile)(params, episodes)
+        return list(torch.autograd.grad(losses.sum(), list(params.values())))
+
+    found = gradient(mo.Compile("step", "aot_eager"))
+    torch.testing.assert_close(found, gradient(False))
+    assert all("aot_eager, autocast" in row.reason for row in mo.compile_report())
+    assert mo.compile_report()

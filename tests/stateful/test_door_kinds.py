@@ -8,6 +8,7 @@ from kinds import KINDS, build, data
 from torch import Tensor, nn
 
 import metaopt as mo
+from metaopt.exact import rewrites
 from metaopt.stateful import innerloop_ctx
 
 # what draws does so in another order; a power iteration goes on from call to call, as torch's does
@@ -44,3 +45,26 @@ def test_meta_gradient_is_the_cores(name: str) -> None:
     for p, g, e in zip(start, found, expected, strict=True):
         g, e = (torch.zeros_like(p) if x is None else x for x in (g, e))
         torch.testing.assert_close(g, e, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("order", "packed", "rewritten"), [(2, False, True), (1, False, False), (2, True, False)]
+)
+def test_an_lstm_is_rewritten_where_its_gradient_is_differentiated(
+    order: int, packed: bool, rewritten: bool
+) -> None:
+    """oneDNN's LSTM is the faster one for a single derivative, the primitives for two."""
+    torch.manual_seed(0)
+    model, x = nn.LSTM(3, 4), torch.randn(5, 2, 3)
+    found = {}
+    for dtype in (torch.float32, torch.float64):
+        model, x = model.to(dtype), x.to(dtype)
+        opt = torch.optim.SGD(model.parameters(), lr=0.1)
+        with rewrites() as log, innerloop_ctx(model, opt, order=order) as (fmodel, diffopt):
+            batch = nn.utils.rnn.pack_padded_sequence(x, [5, 3]) if packed else x
+            for _ in range(2):
+                diffopt.step(fmodel(batch)[1][0].square().sum())
+            found[dtype] = torch.autograd.grad(fmodel(batch)[1][0].sum(), fmodel.parameters(time=0))
+        assert ("lstm" in {name for _, name, _ in log}) == (rewritten and dtype is torch.float32)
+    for single, double in zip(*found.values(), strict=True):
+        torch.testing.assert_close(single.double(), double, rtol=1e-4, atol=1e-5)
