@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping, Set
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -13,17 +14,23 @@ from torch import Tensor, nn
 __all__ = ["fingerprint"]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
-_WHOLE = (type, Tensor, BuiltinFunctionType)  # known by identity alone
 _OURS = ("torch", "metaopt")  # whose objects, but for layers, do not change
+_SYNTAX = (
+    "call getattr getattribute getitem len iter next contains bool float int index enter exit get add radd "
+    "sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs"
+)
+_CALLED = {f"__{name}__" for name in _SYNTAX.split()} | {"forward"}  # without their names in the code
+_LAYER = frozenset(vars(nn.Module()))
 
 
 def fingerprint(value: Any) -> tuple[Any, list[Any]]:
     """``(key, anchors)``: equal keys mean the same code over the same captured values.
 
-    Numbers, strings and containers count by value, so that ``lr`` in a closure that changes changes the
-    key; tensors by identity, which holds while ``anchors`` are kept. Of another object, and of a Python
-    module, count the attributes that are named in the code that holds it, and in the methods named there;
-    of an nn.Module, the mode, the attributes and the tensors of every layer.
+    Numbers, strings, containers and numpy's arrays count by value, so that ``lr`` in a closure that changes
+    changes the key; tensors by identity, which holds while ``anchors`` are kept. Of another object, of a
+    class and of a Python module count the attributes whose names occur in the code that is reached: in the
+    functions, in the methods that they name, and in what these name in turn. Of an nn.Module, the mode, the
+    attributes and the tensors of every layer count too. What installed packages hold does not change.
 
     >>> scale = lambda a: lambda x: a * x
     >>> fingerprint(scale(2.0))[0] == fingerprint(scale(2.0))[0]
@@ -31,87 +38,140 @@ def fingerprint(value: Any) -> tuple[Any, list[Any]]:
     >>> fingerprint(scale(2.0))[0] == fingerprint(scale(3.0))[0]
     False
     """
-    anchors: list[Any] = []
-    return _of(value, frozenset(), {}, anchors), anchors
+    values = value if type(value) is tuple else (value,)
+    names = _reached(tuple(getattr(x, "__code__", type(x)) for x in values))
+    while True:  # whatever is named last may be an attribute of what was met first
+        walk = _Walk(names)
+        key = walk.of(value)
+        if walk.found <= names:
+            return key, walk.anchors
+        names |= walk.found
 
 
-def _of(x: Any, names: frozenset[str], seen: dict[Any, int], anchors: list[Any]) -> Any:
-    """The key of x, held by code that has these names in it."""
-    if isinstance(x, _VALUES):
-        return type(x), x
-    if isinstance(x, functools.partial):
-        return functools.partial, _of((x.func, x.args, x.keywords), names, seen, anchors)
-    if isinstance(x, MethodType):
-        return MethodType, _of((x.__func__, x.__self__), names | _named(x), seen, anchors)
-    known = id(x), names
-    if known in seen:
-        return "seen", seen[known]
-    seen[known] = len(seen)
-    anchors.append(x)
-    if isinstance(x, (tuple, list)):
-        return type(x), tuple(_of(y, names, seen, anchors) for y in x)
-    if isinstance(x, dict):
-        return type(x), tuple(_of(pair, names, seen, anchors) for pair in x.items())
-    if isinstance(x, (set, frozenset)):
-        return type(x), frozenset(_of(y, names, seen, anchors) for y in x)
-    if isinstance(x, FunctionType) and x.__module__ is not None:
-        return _function(x, seen, anchors)
-    held: Any = ()
-    if isinstance(x, nn.Module):
-        held = [(type(layer), _state(layer)) for layer in x.modules()]
-    elif not _is_constant(x):
-        held = list(_attributes(x, names))
-    return "is", id(x), _of(held, names, seen, anchors)
+@functools.lru_cache(256)
+def _reached(codes: tuple[Any, ...]) -> set[str]:
+    """The names that were found to be reached from here, to be added to: a second walk is then saved."""
+    return set(_CALLED)
 
 
-def _function(f: FunctionType, seen: dict[Any, int], anchors: list[Any]) -> Any:
-    """A function that is made anew is the same function: its code over equal values."""
-    names = frozenset(_names(f.__code__))
-    held = [*_cells(f), f.__defaults__, f.__kwdefaults__]
-    if not _is_fixed(f.__module__):
-        held += [f.__globals__[n] for n in sorted(names) if n in f.__globals__]
-    anchors.append(f.__code__)
-    return "function", id(f.__code__), tuple(_of(x, names, seen, anchors) for x in held)
+class _Walk:
+    """One walk through all that is reached, under the names that are known by now."""
+
+    def __init__(self, names: set[str]):
+        self.names = names
+        self.found: set[str] = set()  # the names in the code that was met
+        self.seen: dict[int, int] = {}
+        self.anchors: list[Any] = []
+
+    def of(self, x: Any) -> Any:
+        """The key of x."""
+        if isinstance(x, _VALUES):
+            return type(x), x
+        if isinstance(x, functools.partial):
+            return functools.partial, self.of((x.func, x.args, x.keywords))
+        if isinstance(x, MethodType):
+            return MethodType, self.of((x.__func__, x.__self__))
+        if isinstance(x, BuiltinFunctionType) and not isinstance(x.__self__, (type, ModuleType, type(None))):
+            return x.__name__, self.of(x.__self__)
+        if id(x) in self.seen:
+            return "seen", self.seen[id(x)]
+        self.seen[id(x)] = len(self.seen)
+        self.anchors.append(x)
+        if isinstance(x, (tuple, list, deque)):
+            return type(x), tuple(self.of(y) for y in x)
+        if isinstance(x, Mapping):
+            return type(x), tuple(self.of(pair) for pair in x.items())
+        if isinstance(x, Set):
+            return type(x), frozenset(self.of(y) for y in x)
+        if isinstance(x, FunctionType):
+            return self._function(x)
+        if isinstance(x, type):
+            return self._class(x)
+        if type(x).__module__ == "numpy" and hasattr(x, "tobytes"):
+            return str(x.dtype), x.shape, hash(x.tobytes())
+        return "is", id(x), self._object(x)
+
+    def _all(self, xs: Any) -> tuple[Any, ...]:
+        return tuple(self.of(x) for x in xs)
+
+    def _function(self, f: FunctionType) -> Any:
+        """A function that is made anew is the same function: its code over equal values."""
+        held = [*_cells(f), f.__defaults__, f.__kwdefaults__, self._named(vars(f))]
+        home = f.__module__ or ""
+        if home.partition(".")[0] not in _OURS:
+            names = _names(f.__code__)
+            self.found |= names
+            if not _is_fixed(home):
+                held += [f.__globals__[n] for n in sorted(names) if n in f.__globals__]
+        self.anchors.append(f.__code__)
+        return "function", id(f.__code__), self._all(held)
+
+    def _class(self, cls: type) -> Any:
+        """The attributes that are named, its own and inherited ones, and the code of its methods."""
+        tables = [vars(c) for c in _homes(cls)]
+        return "class", id(cls), self._all({n: _bare(t[n]) for n in t if n in self.names} for t in tables)
+
+    def _object(self, x: Any) -> Any:
+        if isinstance(x, Tensor):
+            return ()
+        if isinstance(x, ModuleType):
+            return () if _is_fixed(x.__name__) else self.of(self._named(vars(x)))
+        if isinstance(x, nn.Module):
+            return self._all((type(layer), self._layer(layer)) for layer in x.modules())
+        if type(x).__module__.partition(".")[0] in _OURS:
+            inner = getattr(x, "module", None)  # a snapshot, of all but the code
+            return self._all(_code(inner)) if isinstance(inner, nn.Module) else ()
+        slots = [n for c in type(x).__mro__ for n in getattr(c, "__slots__", ()) if hasattr(x, n)]
+        own = {n: getattr(x, n) for n in slots} | getattr(x, "__dict__", {})
+        return self._all((type(x), self._named(own)))
+
+    def _layer(self, layer: nn.Module) -> dict[str, Any]:
+        """What a layer holds: its mode, attributes, hooks and tensors."""
+        held = vars(layer).items()
+        own = {k: v for k, v in held if not k.startswith("_") or (k in self.names and k not in _LAYER)}
+        hooks = {"hooks": (layer._forward_pre_hooks, layer._forward_hooks)}
+        return own | hooks | layer._parameters | layer._buffers
+
+    def _named(self, table: Mapping[str, Any]) -> dict[str, Any]:
+        return {n: v for n, v in table.items() if n in self.names}
 
 
-def _is_constant(x: Any) -> bool:
-    """Whether an object is what it is by its identity."""
-    if isinstance(x, ModuleType):
-        return _is_fixed(x.__name__)
-    return isinstance(x, _WHOLE) or type(x).__module__.partition(".")[0] in _OURS
+def _code(module: nn.Module) -> Iterator[Any]:
+    """The classes and hooks of a module's layers."""
+    for layer in module.modules():
+        kind: Any = type(layer)
+        if _homes(kind):
+            yield kind
+        if layer._forward_hooks or layer._forward_pre_hooks:
+            yield layer._forward_pre_hooks, layer._forward_hooks
+
+
+def _bare(x: Any) -> Any:
+    """The function of a property or of another kind of method."""
+    for name in ("fget", "__func__", "func"):
+        if isinstance(found := getattr(x, name, None), FunctionType):
+            return found
+    return x
+
+
+@functools.lru_cache(4096)
+def _homes(cls: type) -> list[type]:
+    """A class and what it inherits from, without torch's, ours and the standard library's."""
+    return [c for c in cls.__mro__ if not _is_standard(c.__module__)]
+
+
+@functools.cache
+def _is_standard(home: str) -> bool:
+    """Whether a Python module is torch's, ours or of the standard library."""
+    root = home.partition(".")[0]
+    return root in _OURS or root in sys.stdlib_module_names
 
 
 @functools.cache
 def _is_fixed(home: str) -> bool:
     """Whether a Python module is a library's, whose functions and globals do not change."""
-    root = home.partition(".")[0]
-    file = getattr(sys.modules.get(root), "__file__", None) or ""
-    return root in _OURS or root in sys.stdlib_module_names or "-packages" in file
-
-
-def _named(x: MethodType) -> frozenset[str]:
-    """The names in the code of a bound method."""
-    code = getattr(x.__func__, "__code__", None)
-    return frozenset(_names(code) if isinstance(code, CodeType) else ())
-
-
-def _attributes(x: Any, names: frozenset[str]) -> Iterator[tuple[str, Any]]:
-    """What code with these names in it, and the methods of x that it names, may read of x."""
-    todo, done = {*names, "__call__"}, set[str]()
-    while todo:
-        done |= todo
-        methods = [getattr(type(x), n, None) for n in todo]
-        todo = {m for f in methods if isinstance(f, FunctionType) for m in _names(f.__code__)} - done
-    for name in sorted(done):
-        if name in getattr(x, "__dict__", ()) or name in getattr(type(x), "__slots__", ()):
-            yield name, getattr(x, name)
-
-
-def _state(layer: nn.Module) -> dict[str, Any]:
-    """What a layer holds: its mode, attributes, hooks and tensors."""
-    own = {k: v for k, v in vars(layer).items() if not k.startswith("_")}
-    hooks = {"hooks": (layer._forward_pre_hooks, layer._forward_hooks)}
-    return own | hooks | layer._parameters | layer._buffers
+    file = getattr(sys.modules.get(home.partition(".")[0]), "__file__", None) or ""
+    return _is_standard(home) or "-packages" in file
 
 
 def _cells(f: FunctionType) -> Iterator[Any]:
@@ -120,9 +180,9 @@ def _cells(f: FunctionType) -> Iterator[Any]:
         yield cell if cell == CellType() else cell.cell_contents
 
 
-def _names(code: CodeType) -> Iterator[str]:
+@functools.lru_cache(4096)
+def _names(code: CodeType) -> frozenset[str]:
     """The global names and attributes that the code and the functions within it may read."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+    inner = [_names(x) for x in code.co_consts if isinstance(x, CodeType)]
+    strings = [x for x in code.co_consts if isinstance(x, str) and x.isidentifier()]  # for getattr and vars
+    return frozenset(code.co_names).union(strings, *inner)
