@@ -103,7 +103,7 @@ def map_tasks(
 
         if choice is not None:
             static = [x for x in tree.leaves(args) if not isinstance(x, Tensor)]
-            depends = owner((tree.structure(args), tuple(axes), keys is not None, eager), fn, static)
+            depends = owner((tree.structure(args), tuple(axes), keys is not None, eager), fn, *static)
         if chunk_size is None or chunk_size >= num_tasks:
             outputs = run(flat, axes, tensors)
             return tree.unflatten(result[0], outputs)

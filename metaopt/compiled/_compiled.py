@@ -101,7 +101,7 @@ _numbers = itertools.count()
 
 def owner(static: Any, *values: Any) -> Owner:
     """The owner that stands for a hashable and for values (functions among them) by `fingerprint`."""
-    found, anchors = fingerprint(values)
+    found, anchors = fingerprint(*values)
     key = (static, found)
     return _tokens.keep(key, _tokens.get(key) or Owner(next(_numbers), anchors))
 
@@ -190,12 +190,22 @@ def _compile(name: str, fn: Flat, tensors: Sequence[Tensor], backend: Any, track
         if count.random:
             raise draws(count.random)
         track = track or (torch.is_grad_enabled() and any(x.requires_grad for x in captured))
-        run = _backend(fn, tensors, captured, len(outputs), backend, track)
+        run = _as_generated(_backend(fn, tensors, captured, len(outputs), backend, track))
     except Exception as error:  # whatever the tracer or the compiler could not do, eager code can
         run, reason = None, f"{type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
         logger.warning("metaopt: %s stays eager. %s", name, reason)
     seconds = time.perf_counter() - start
     return Compiled(name, run, captured, _kinds(captured), aux, backend, seconds, count.operations, reason)
+
+
+def _as_generated(code: Callable[..., Any]) -> Callable[..., Any]:
+    """``code`` out of the modes it stands in, which have no say in what was traced under them."""
+
+    def run(*xs: Tensor) -> Any:
+        with torch._C.DisableTorchFunction():
+            return code(*xs)
+
+    return run
 
 
 def _backend(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -62,16 +62,55 @@ def losses_with_gradients(
         grads, outputs = torch.func.grad(loss, has_aux=True)(tuple(xs[i] for i in needed))
         return *outputs, *grads
 
+    layout = _Layout([tensors[i] for i in needed], [axes[i] for i in needed])
+
     def all_tasks(*xs: Tensor) -> tuple[tuple[Tensor, ...], Any]:
         with compiling(False):
-            return mapped(with_gradients, axes, xs), tuple(result)
+            values = mapped(with_gradients, axes, xs)
+        return (*values[: -len(needed)], *layout.joined(values[-len(needed) :])), tuple(result)
 
     with torch.no_grad():
         values, result[:] = compiled("map_tasks", all_tasks, tensors, owner, backend, "gradients")
-    outputs, grads = list(values[: -len(needed)]), values[-len(needed) :]
-    own = [axes[i] for i in needed]
-    outputs[k] = _Loss.apply(outputs[k], own, grads, *(tensors[i] for i in needed))
+    number = len(layout.rows) + len(layout.own)
+    outputs, grads = list(values[:-number]), values[-number:]
+    outputs[k] = _Loss.apply(outputs[k], layout, grads, *(tensors[i] for i in needed))
     return tuple(outputs)
+
+
+class _Layout(NamedTuple):
+    """How the gradients of all tasks are handed on: those of what the tasks share as one matrix a dtype."""
+
+    xs: list[Tensor]  # what needs a gradient
+    axes: list[int | None]  # its task axis, None where the tasks share it
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """What the tasks share, of one dtype on one device each."""
+        groups: dict[Any, list[int]] = {}
+        for i, (x, axis) in enumerate(zip(self.xs, self.axes, strict=True)):
+            if axis is None:
+                groups.setdefault((x.dtype, x.device), []).append(i)
+        return list(groups.values())
+
+    @property
+    def own(self) -> list[int]:
+        """What every task has of its own."""
+        return [i for i, axis in enumerate(self.axes) if axis is not None]
+
+    def joined(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """From [task, *shape] each to [task, entry] of every group, and the others as they are."""
+        rows = [torch.cat([grads[i].reshape(len(grads[i]), -1) for i in group], 1) for group in self.rows]
+        return [*rows, *(grads[i] for i in self.own)]
+
+    def weighed(self, c: Tensor, joined: Sequence[Tensor]) -> list[Tensor]:
+        """Σ_t c_t g_t, or c_t g_t with the tasks on their axis."""
+        found: dict[int, Tensor] = {}
+        for group, g in zip(self.rows, joined, strict=False):
+            sums = (c.to(g.dtype) @ g).split([self.xs[i].numel() for i in group])
+            found |= {i: x.view(self.xs[i].shape) for i, x in zip(group, sums, strict=True)}
+        for i, g in zip(self.own, joined[len(self.rows) :], strict=True):
+            found[i] = (c.to(g.dtype).view(-1, *(1,) * (g.ndim - 1)) * g).movedim(0, self.axes[i])
+        return [found[i] for i in range(len(self.xs))]
 
 
 def _loss_among(plain: Any, tensors: Sequence[Tensor]) -> tuple[int | None, list[Tensor]]:
@@ -89,28 +128,14 @@ class _Loss(torch.autograd.Function):
     """The losses, whose gradients are known."""
 
     @staticmethod
-    def forward(ctx: Any, losses: Tensor, axes: Any, grads: tuple[Tensor, ...], *inputs: Tensor) -> Tensor:
-        ctx.axes = axes
+    def forward(
+        ctx: Any, losses: Tensor, layout: _Layout, grads: tuple[Tensor, ...], *inputs: Tensor
+    ) -> Tensor:
+        ctx.layout = layout
         ctx.save_for_backward(*grads)
         return losses.view_as(losses)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, c: Tensor) -> Any:
-        wanted = ctx.needs_input_grad[3:]
-        return (
-            None,
-            None,
-            None,
-            *(
-                _weighed(c, g, axis) if on else None
-                for g, axis, on in zip(ctx.saved_tensors, ctx.axes, wanted, strict=True)
-            ),
-        )
-
-
-def _weighed(c: Tensor, g: Tensor, axis: int | None) -> Tensor:
-    """Σ_t c_t g_t, or c_t g_t with the tasks on their axis."""
-    if axis is None:
-        return (c.to(g.dtype) @ g.reshape(len(c), -1)).view(g.shape[1:])
-    return (c.to(g.dtype).view(-1, *(1,) * (g.ndim - 1)) * g).movedim(0, axis)
+        return None, None, None, *ctx.layout.weighed(c, ctx.saved_tensors)

@@ -63,9 +63,8 @@ class Loop(NamedTuple):
             box[:] = [structure, inner.count if inner else 0]
             return [*leaves, loss]
 
-        depends = owner(
-            (carried, given, tuple(slots), self.order, len(keys)), self.loss_fn, self.opt.update, static
-        )
+        kind = carried, given, tuple(slots), tuple(static), self.order, len(keys)
+        depends = owner(kind, self.loss_fn, self.opt.update, *static.values())
 
         def loop(tensors: list[Tensor], marks: list[Marks]) -> list[Tensor]:
             levels = len(marks[0]) if marks else 0

@@ -28,7 +28,7 @@ class Scale(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.factor = 2.0
-        self.weight = nn.Parameter(torch.tensor(1.5))
+        self.weight = nn.Parameter(torch.tensor(1.2))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.weight * x if self.training else x
