@@ -4,6 +4,7 @@ autocast as it was."""
 from __future__ import annotations
 
 import ctypes
+import functools
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -11,7 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Dice", "autocast_as_now", "bare", "jvp", "moves", "plain_vjp", "restricted"]
+from metaopt.errors import DerivativeError
+
+__all__ = [
+    "Dice",
+    "autocast_as_now",
+    "bare",
+    "differentiable_once",
+    "jvp",
+    "moves",
+    "plain_vjp",
+    "restricted",
+]
 
 
 def moves(x: Tensor) -> bool:
@@ -88,6 +100,43 @@ def autocast_as_now(f: Callable[..., Any]) -> Callable[..., Any]:
 def _autocast() -> list[tuple[str, bool, torch.dtype]]:
     devices = ("cpu", "cuda")
     return [(d, torch.is_autocast_enabled(d), torch.get_autocast_dtype(d)) for d in devices]
+
+
+def differentiable_once(where: str, remedy: str) -> Callable[[Any], Any]:
+    """Decorate a Function's ``backward`` that has no derivative: `DerivativeError` where one is taken.
+
+    The Function's inputs are among what it saved, for it is by them that a second derivative comes here.
+    """
+    error = DerivativeError(where, "one derivative", "a second", remedy=remedy)
+
+    def decorate(backward: Callable[..., Any]) -> Any:
+        @functools.wraps(backward)
+        def once(ctx: Any, *cotangents: Any) -> Any:
+            with torch.no_grad():
+                found = backward(ctx, *cotangents)
+            if not torch.is_grad_enabled():
+                return found
+            given = [x for x in (*ctx.saved_tensors, *cotangents) if x is not None]
+            number = sum(x is not None for x in found)
+            refused = iter(_Refused.apply(error, number, *(x for x in found if x is not None), *given))
+            return tuple(None if x is None else next(refused) for x in found)
+
+        return once
+
+    return decorate
+
+
+class _Refused(torch.autograd.Function):
+    """The first of the tensors, whose derivative by any of them is an error."""
+
+    @staticmethod
+    def forward(ctx: Any, error: Exception, number: int, *xs: Tensor) -> tuple[Tensor, ...]:
+        ctx.error = error
+        return tuple(x.view_as(x) for x in xs[:number])
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Any:
+        raise ctx.error
 
 
 class Dice:

@@ -11,6 +11,7 @@ from metaopt import tree
 from metaopt.compiled import Compile, Loop, as_compile, count_steps, current_compile
 from metaopt.errors import ArgumentError, CompileError, StructureError, check_at_least
 from metaopt.exact import paused
+from metaopt.heap import keep_freed
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
 from metaopt.step import Order, check_optimizer, check_order, inner_step
@@ -93,6 +94,7 @@ def unroll(
     if per_step_hparams:
         _check_steps(hparams, num_steps)
 
+    keep_freed()
     count_steps(num_steps)
     choice = current_compile() if compile is None else as_compile("unroll(compile)", compile, ("step",))
     if choice is not None and num_steps > 0:

@@ -11,10 +11,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from metaopt.errors import ArgumentError, CaptureError
-from metaopt.replay import Dice
+from metaopt.replay import Dice, differentiable_once
 
 __all__ = ["in_threads"]
 
@@ -27,6 +26,7 @@ class _InThreads(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, loop: Loop, number: int, *tensors: Tensor) -> tuple[Tensor, ...]:
         width = len(tensors) // number
+        ctx.save_for_backward(*tensors)
         needed = ctx.needs_input_grad[2:]
         ctx.inputs = [
             [x.detach().requires_grad_(on) for x, on in zip(tensors[i : i + width], needed[i : i + width])]
@@ -38,7 +38,7 @@ class _InThreads(torch.autograd.Function):
         return found
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("map_tasks(workers)", "Pass workers=1, or create_graph=False.")
     def backward(ctx: Any, *cotangents: Tensor) -> Any:
         width = len(ctx.outputs[0])
         parts = [cotangents[i : i + width] for i in range(0, len(cotangents), width)]

@@ -12,7 +12,7 @@ ROOT = Path(metaopt.__file__).parent
 # A room is a top-level file or folder; inside a folder, files may import one another.
 FLOORS = {
     0: ["errors", "progress", "_version"],
-    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "replay"],
+    1: ["tree", "types", "exact", "peek", "skeleton", "slots", "replay", "heap"],
     2: ["show", "peak", "optim", "tasks", "functional", "gradient", "recompute", "workers"],
     3: ["step", "linsolve", "revolve"],
     4: ["memory", "root"],

@@ -23,7 +23,7 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metaopt.compiled._fingerprint import fingerprint
+from metaopt.compiled._fingerprint import fingerprint, known
 from metaopt.compiled._trace import Captured, Count, Scaled, draws, dry_run, example
 from metaopt.errors import CompileError
 from metaopt.exact import exact
@@ -77,6 +77,11 @@ class Compiled(NamedTuple):
     operations: int
     reason: str
     joint: bool = False  # whether the gradient is compiled with the value
+
+    def code(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """What the function returns."""
+        assert self.run is not None
+        return tuple(self.run(*tensors, *self.captured))
 
     @staticmethod
     def eager(run: Callable[..., Any]) -> Compiled:
@@ -135,8 +140,7 @@ def compiled(
 ) -> tuple[tuple[Tensor, ...], Any]:
     """Return ``fn(*tensors)`` by the code that `find` finds."""
     entry = find(name, fn, tensors, owner, backend, more)
-    assert entry.run is not None
-    return tuple(entry.run(*tensors, *entry.captured)), entry.aux
+    return entry.code(*tensors), entry.aux
 
 
 def compile_report() -> list[Compiled]:
@@ -146,7 +150,7 @@ def compile_report() -> list[Compiled]:
 
 def forget_compiled() -> None:
     """Drop every compiled function, and the tensors and modules that they hold."""
-    for table in Table.all:
+    for table in (known, *Table.all):
         table.clear()
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["fingerprint"]
+__all__ = ["fingerprint", "known"]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
 _OURS = ("torch", "metaopt")  # whose objects, but for layers, do not change
@@ -42,9 +42,9 @@ def fingerprint(*values: Any) -> tuple[Any, list[Any]]:
     >>> fingerprint(scale(2.0))[0] == fingerprint(scale(3.0))[0]
     False
     """
-    known = _known.get(same := tuple(map(id, values)))
-    if known is not None and known.holds():
-        return known.key, known.anchors
+    before = known.get(same := tuple(map(id, values)))
+    if before is not None and before.holds():
+        return before.key, before.anchors
     names = _reached(tuple(getattr(x, "__code__", type(x)) for x in values))
     while True:  # whatever is named last may be an attribute of what was met first
         walk = _Walk(names)
@@ -53,9 +53,9 @@ def fingerprint(*values: Any) -> tuple[Any, list[Any]]:
             break
         names |= walk.found
     if walk.by_identity:
-        _known[same] = _Known(key, [*walk.anchors, values], walk.reads)
-        while len(_known) > _KEPT:
-            _known.popitem(last=False)
+        known[same] = _Known(key, [*walk.anchors, values], walk.reads)
+        while len(known) > _KEPT:
+            known.popitem(last=False)
     return key, walk.anchors
 
 
@@ -78,7 +78,7 @@ class _Known(NamedTuple):
 
 
 _KEPT = 8  # of the last calls: what they captured is kept alive
-_known: OrderedDict[tuple[int, ...], _Known] = OrderedDict()
+known: OrderedDict[tuple[int, ...], _Known] = OrderedDict()
 
 
 @functools.lru_cache(256)

@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
-from torch.autograd.function import once_differentiable
 
 from metaopt.compiled._choice import compiling
 from metaopt.compiled._compiled import Owner, Table, compiled, kind_of
 from metaopt.compiled._trace import dry_run
+from metaopt.replay import differentiable_once
 
 __all__ = ["losses_with_gradients"]
 
@@ -108,8 +108,9 @@ class _Layout(NamedTuple):
         for group, g in zip(self.rows, joined, strict=False):
             sums = (c.to(g.dtype) @ g).split([self.xs[i].numel() for i in group])
             found |= {i: x.view(self.xs[i].shape) for i, x in zip(group, sums, strict=True)}
-        for i, g in zip(self.own, joined[len(self.rows) :], strict=True):
-            found[i] = (c.to(g.dtype).view(-1, *(1,) * (g.ndim - 1)) * g).movedim(0, self.axes[i])
+        for i, g in zip(self.own, joined[len(self.rows) :], strict=False):
+            weights = c.to(g.dtype).view(-1, *(1,) * (g.ndim - 1))
+            found[i] = (weights * g).movedim(0, self.axes[i] or 0)
         return [found[i] for i in range(len(self.xs))]
 
 
@@ -132,10 +133,10 @@ class _Loss(torch.autograd.Function):
         ctx: Any, losses: Tensor, layout: _Layout, grads: tuple[Tensor, ...], *inputs: Tensor
     ) -> Tensor:
         ctx.layout = layout
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*grads, *inputs)
         return losses.view_as(losses)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("map_tasks(compile)", "Pass compile=False, or create_graph=False.")
     def backward(ctx: Any, c: Tensor) -> Any:
         return None, None, None, *ctx.layout.weighed(c, ctx.saved_tensors)

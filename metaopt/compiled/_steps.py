@@ -8,14 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from metaopt.compiled._compiled import Compiled, Owner, find
 from metaopt.compiled._lower import Marks, raised
 from metaopt.compiled._trace import Captured
 from metaopt.errors import CompileError
-from metaopt.exact import advance, exact
-from metaopt.replay import autocast_as_now, moves
+from metaopt.exact import advance, exact, paused
+from metaopt.replay import autocast_as_now, differentiable_once, moves
 
 __all__ = ["Steps"]
 
@@ -46,20 +45,23 @@ class Steps(NamedTuple):
     backend: Any
     aux: list[Any]  # what tracing `task` tells: the structure of its result, the number of its draws
 
-    def __call__(self, carry: Tensors, rest: Tensors, over: range) -> tuple[tuple[Tensor, ...], Tensor]:
+    def block(self, carry: Any, rest: Any, over: range) -> tuple[tuple[Any, ...], Tensor]:
         """The carry after the steps ``over``, and their losses. CompileError where F cannot be compiled."""
-        with torch.no_grad():
-            held = self._f(carry, rest, over[0]).captured
-        learned = [x for x in held if x.requires_grad]
-        *carry, losses = _Run.apply(self, over, len(rest), *carry, *rest, *learned)
+        with paused():
+            with torch.no_grad():
+                first = self._f(carry, rest, over[0])
+            learned = [x for x in first.captured if x.requires_grad]
+            *carry, losses = _Run.apply(self, first, over, len(rest), *carry, *rest, *learned)
         return tuple(carry), losses
 
-    def forward(self, carry: Tensors, rest: Tensors, over: range) -> tuple[list[Tensors], list[Tensor]]:
+    def forward(
+        self, first: Compiled, carry: Tensors, rest: Tensors, over: range
+    ) -> tuple[list[Tensors], list[Tensor]]:
         """The carries before the first step and after each, and the losses."""
         carries, losses, code = [carry], [], _Steady()
         for j in over:
-            f = code.steady or code.next(self._f(carry, rest, j))
-            *carry, loss = f.run(*carry, *self._given(rest, j), *f.captured)
+            f = code.steady or code.next(first if j == over[0] else self._f(carry, rest, j))
+            *carry, loss = f.code(*carry, *self._given(rest, j))
             carries.append(carry)
             losses.append(loss)
         return carries, losses
@@ -76,7 +78,7 @@ class Steps(NamedTuple):
             if of_losses is not None:
                 pulled.append(of_losses.select(self.levels, k).contiguous())
             b = (code.steady if j else None) or code.next(self._b(run, j, inputs, pulled, moving))
-            found = b.run(*inputs, *pulled, *b.captured)
+            found = b.code(*inputs, *pulled)
             pulled = list(found[: len(moving)])
             for i, g in zip(run.needed, found[len(moving) :], strict=True):
                 sums[i] = self._added(sums.get(i), g, run.rest, i - self.size, j)
@@ -157,16 +159,18 @@ class _Run(torch.autograd.Function):
     """The steps ``over``: from a carry, the rest and what was captured to the last carry and all losses."""
 
     @staticmethod
-    def forward(ctx: Any, steps: Steps, over: range, width: int, *inputs: Tensor) -> tuple[Tensor, ...]:
+    def forward(
+        ctx: Any, steps: Steps, first: Compiled, over: range, width: int, *inputs: Tensor
+    ) -> tuple[Tensor, ...]:
         end = steps.size + width
         carry, rest, learned = inputs[: steps.size], inputs[steps.size : end], inputs[end:]
-        carries, losses = steps.forward(carry, rest, over)
+        carries, losses = steps.forward(first, carry, rest, over)
         ctx.save_for_backward(*(x for carry in carries for x in carry), *rest, *learned)
         ctx.width, ctx.over = width, over
         always = exact.always_on()
 
         def backward(ran: _Ran, cotangents: Any) -> list[Tensor | None]:
-            with exact(always):
+            with exact(always), paused():
                 return steps.backward(ran, cotangents)
 
         ctx.steps, ctx.backward_as_now = steps, autocast_as_now(backward)
@@ -176,14 +180,15 @@ class _Run(torch.autograd.Function):
         return *last, torch.stack(losses, steps.levels)
 
     @staticmethod
-    @once_differentiable
+    @differentiable_once("unroll(compile)", "Pass compile=False, or create_graph=False.")
     def backward(ctx: Any, *cotangents: Tensor | None) -> Any:
         size, saved = ctx.steps.size, ctx.saved_tensors
         end = size * (len(ctx.over) + 1)
         carries = [saved[i : i + size] for i in range(0, end, size)]
         rest, learned = saved[end : end + ctx.width], saved[end + ctx.width :]
-        needed = [i for i, on in enumerate(ctx.needs_input_grad[3:]) if on and i >= size]
+        needed = [i for i, on in enumerate(ctx.needs_input_grad[4:]) if on and i >= size]
         return (
+            None,
             None,
             None,
             None,
