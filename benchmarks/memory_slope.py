@@ -74,7 +74,10 @@ class Gauge:
                 self.rows[name][step // EVERY - 1] = value
 
     def slope(self, name: str) -> float:
-        """Σ (n − n̄)(m − m̄) / Σ (n − n̄)² a step, over the second half, when caches are full."""
+        """Σ (n − n̄)(m − m̄) / Σ (n − n̄)² a step, over the second half, when caches are full.
+
+        Some 170 blocks come at once near step 6,300, whatever the number of steps, and none such after it.
+        """
         rows = self.rows[name][len(self.rows[name]) // 2 :]
         m = torch.tensor(rows, dtype=torch.float64)
         n = EVERY * torch.arange(len(m), dtype=torch.float64)
@@ -153,7 +156,14 @@ def of_memory(steps: int) -> list[Row]:
         said += f"({found['rise'] / 1024:+.0f} KiB in all)"
         still = all(abs(found[k]) < limit for k, limit in PER_STEP.items())
         target = "what is alive: slope 0"
-        rows.append(Row(f"{steps:,} outer steps, {title}", target, said, still and found["graphs"] == 0))
+        rows.append(
+            Row(
+                f"{steps // 2:,} outer steps after {steps - steps // 2:,}, {title}",
+                target,
+                said,
+                still and found["graphs"] == 0,
+            )
+        )
     return rows
 
 

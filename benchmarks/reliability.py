@@ -1,6 +1,6 @@
 """What can go wrong, and how often it was tried: the reliability table.
 
-    python -m benchmarks.reliability [ROW ...] [--kills 50] [--steps 10000] [--report FILE] [--out FILE]
+    python -m benchmarks.reliability [ROW ...] [--kills 50] [--steps 20000] [--report FILE] [--out FILE]
 
 Rows: tests, kills, memory, ranks; all where none is named. ``tests`` counts the cases of the test suite that
 passed, by the report of a run (``pytest --junitxml=FILE``) or, without one, by collection and a short run.
@@ -92,7 +92,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help="tests, kills, memory, ranks")
     parser.add_argument("--kills", type=int, default=50)
-    parser.add_argument("--steps", type=int, default=10_000)
+    parser.add_argument("--steps", type=int, default=20_000, help="of which the second half counts")
     parser.add_argument("--report", type=Path, help="junit report of a finished run of the tests")
     parser.add_argument("--out", type=Path, help="file for the table")
     options = parser.parse_args()

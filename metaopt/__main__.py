@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,13 +164,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit status: 0, 1 after an error, 130 after Ctrl-C."""
     options = _parser().parse_args(arguments)
     try:
-        return {"train": _train, "evaluate": _evaluate, "list": _list}[options.command](options)
+        status = {"train": _train, "evaluate": _evaluate, "list": _list}[options.command](options)
+        sys.stdout.flush()
+        return status
     except MetaoptError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("Interrupted; the last checkpoint stands.", file=sys.stderr)
         return _INTERRUPTED
+    except BrokenPipeError:  # the reader has seen enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's last flush
+        return 0
 
 
 if __name__ == "__main__":

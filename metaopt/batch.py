@@ -154,6 +154,9 @@ def _flatten(
             out = fn(*tree.unflatten(structure, [filled[i] for i in range(len(leaves))]))
         found, shape = tree.flatten(out)
         result[:] = [shape]
+        if out is None:
+            remedy = "Return what the task computed: is a return missing?"
+            raise StructureError("map_tasks(fn)", "a tensor as result", type(out).__name__, remedy=remedy)
         for i, x in enumerate(found):
             if not isinstance(x, Tensor):
                 path = tree.paths(out)[i] or "the result"

@@ -13,15 +13,28 @@ from metaopt.exact import exact, paused
 from metaopt.gradient import value_and_gradient
 from metaopt.types import LossFn, Optimizer
 
-__all__ = ["Order", "check_optimizer", "check_order", "inner_step"]
+__all__ = ["Order", "check_loss", "check_optimizer", "check_order", "check_phi", "inner_step"]
 
 Order = Literal[1, 2]
 
 
 def check_order(where: str, order: object) -> None:
     """Raise `ArgumentError` unless ``order`` is 1 or 2."""
-    if order not in (1, 2):
+    if type(order) is not int or order not in (1, 2):
         raise ArgumentError(where, "1 or 2", repr(order))
+
+
+def check_loss(where: str, loss_fn: object) -> None:
+    """Raise `ArgumentError` unless ``loss_fn`` is a function."""
+    if not callable(loss_fn):
+        remedy = "Pass the function itself, not its result."
+        raise ArgumentError(where, "a function", type(loss_fn).__name__, remedy=remedy)
+
+
+def check_phi(where: str, phi: object) -> None:
+    """Raise `ArgumentError` unless ``phi`` is a tuple: a tensor would be taken apart into its rows."""
+    if not isinstance(phi, (tuple, list)):
+        raise ArgumentError(where, "a tuple, (phi,) say", type(phi).__name__)
 
 
 def check_optimizer(where: str, opt: object) -> None:
@@ -71,9 +84,13 @@ def inner_step(
     >>> inner_step(lambda p, b: (p - b) ** 2, opt, theta, opt.init(theta), torch.tensor(1.0))[0]
     tensor(2.6000)
     """
+    check_loss("inner_step(loss_fn)", loss_fn)
     check_optimizer("inner_step(opt)", opt)
     check_order("inner_step(order)", order)
+    check_phi("inner_step(phi)", phi)
     leaves, structure = tree.flatten(params)
+    if not all(isinstance(x, Tensor) for x in leaves):
+        tree.check_parameters("inner_step(params)", params)
     if order == 1:
         leaves, phi = [x.detach() for x in leaves], tree.detach(phi)
 

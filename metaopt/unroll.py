@@ -14,7 +14,7 @@ from metaopt.exact import paused
 from metaopt.heap import keep_freed
 from metaopt.memory import Memory, check_memory, run
 from metaopt.recompute import check_captured
-from metaopt.step import Order, check_optimizer, check_order, inner_step
+from metaopt.step import Order, check_loss, check_optimizer, check_order, check_phi, inner_step
 from metaopt.types import LossFn, Optimizer, Unrolled
 
 __all__ = ["Memory", "unroll"]
@@ -75,12 +75,14 @@ def unroll(
     >>> out.params.item(), theta.grad.item()
     (0.125, 0.125)
     """
+    check_loss("unroll(loss_fn)", loss_fn)
     with paused():
         tree.check_parameters("unroll(params)", params)
     check_optimizer("unroll(opt)", opt)
     check_order("unroll(order)", order)
-    if not isinstance(phi, (tuple, list)):  # a tensor would be taken apart into its rows
-        raise ArgumentError("unroll(phi)", "a tuple, (phi,) say", type(phi).__name__)
+    check_phi("unroll(phi)", phi)
+    if not isinstance(per_step_hparams, bool):
+        raise ArgumentError("unroll(per_step_hparams)", "True or False", type(per_step_hparams).__name__)
     hparams = opt.hparams if hparams is None else hparams
     state = opt.init(params) if state is None else state
     stepped = num_steps is None

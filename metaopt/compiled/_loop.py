@@ -71,7 +71,9 @@ class Loop(NamedTuple):
             given = [*rowed, *(False for _ in keys)]
             steps = Steps(step, size, marks, given, bool(keys), levels, depends, self.backend, box)
             with unseeded():
-                last, losses = run(steps.block, tuple(tensors[:size]), tensors[size:], self.num_steps, self.memory)
+                last, losses = run(
+                    steps.block, tuple(tensors[:size]), tensors[size:], self.num_steps, self.memory
+                )
             return [*last, torch.cat(losses, levels)]
 
         *last, losses = lowered(loop, [*carry, *(rest[i] for i in slots), *keys])

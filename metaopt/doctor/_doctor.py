@@ -13,6 +13,7 @@ from metaopt.doctor._checks import checks
 from metaopt.doctor._flags import flags
 from metaopt.doctor._modules import record, report
 from metaopt.doctor._report import Report
+from metaopt.errors import ArgumentError
 from metaopt.exact import exact
 from metaopt.functional import functional
 
@@ -47,6 +48,8 @@ def doctor(
     """
     _, params, buffers = functional(model)
     params = tree.detach(params)
+    if not isinstance(episode, tuple) or len(episode) != 2:
+        raise ArgumentError("doctor(episode)", "an Episode (support, query)", type(episode).__name__)
     support, _ = episode
     with torch.no_grad(), exact():
         calls = record(lambda: loss_fn(params, support))

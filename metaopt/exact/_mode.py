@@ -17,6 +17,7 @@ from torch._C import (
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
+from metaopt.errors import ArgumentError
 from metaopt.exact import _attention, _dropout, _kernels, _losses, _norms, _recurrent
 from metaopt.exact._embedding import embedding
 from metaopt.exact._levels import calling_module, mapped, once_more, plain_levels, transformed
@@ -188,6 +189,9 @@ class exact(TorchFunctionMode):
 
     def __init__(self, always: bool = False, twice: bool = False) -> None:
         super().__init__()
+        for name, value in (("always", always), ("twice", twice)):
+            if not isinstance(value, bool):
+                raise ArgumentError(f"exact({name})", "True or False", type(value).__name__)
         self.always, self.twice = always, twice
 
     @staticmethod

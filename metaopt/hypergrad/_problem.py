@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from metaopt import tree
-from metaopt.errors import ArgumentError, is_count
+from metaopt.errors import ArgumentError, check_at_least, is_count
 from metaopt.exact import exact
-from metaopt.step import Order, check_optimizer
+from metaopt.step import Order, check_loss, check_optimizer
 from metaopt.types import LossFn, Meta, Optimizer
 from metaopt.unroll import Memory, unroll
 
@@ -77,6 +77,11 @@ def complete(where: str, problem: Problem, phi: Any) -> Meta:
             f"{where}(phi)", "initial parameters in phi or in the problem", "neither", remedy="Set params."
         )
     check_optimizer("Problem(opt)", problem.opt)
+    check_loss("Problem(loss_fn)", problem.loss_fn)
+    if problem.outer_loss is not None:
+        check_loss("Problem(outer_loss)", problem.outer_loss)
+    if problem.num_steps is not None:
+        check_at_least("Problem(num_steps)", problem.num_steps, 0)
     hparams = problem.opt.hparams if meta.hparams is None else meta.hparams
     if type(hparams) is not type(problem.opt.hparams):
         kind = type(problem.opt.hparams).__name__

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from metaopt.errors import ArgumentError, DataError, check_at_least
 from metaopt.tasks._random import distinct, key_of
-from metaopt.tasks._tasks import check_draw, check_floating
+from metaopt.tasks._tasks import check_device, check_draw, check_floating
 from metaopt.types import Episode
 
 __all__ = ["ImageTasks", "check_episode", "image_tasks"]
@@ -109,4 +109,5 @@ def image_tasks(
             f"shot + query <= {images.shape[1]}, the drawings of a class",
             f"{shot} + {query}",
         )
-    return ImageTasks(name, images.to(device).contiguous(), way, shot, query, dtype)
+    images = images.to(check_device(f"{call}(device)", device)).contiguous()
+    return ImageTasks(name, images, way, shot, query, dtype)

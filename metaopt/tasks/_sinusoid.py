@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metaopt.errors import ArgumentError, check_at_least
 from metaopt.tasks._random import key_of, normal, uniform
-from metaopt.tasks._tasks import check_draw, check_floating
+from metaopt.tasks._tasks import check_device, check_draw, check_floating
 from metaopt.types import Episode
 
 __all__ = ["SinusoidTasks", "sinusoid"]
@@ -98,7 +98,8 @@ def sinusoid(
     if not 0 <= noise < math.inf:
         raise ArgumentError("sinusoid(noise)", "a standard deviation >= 0", repr(noise))
     check_floating("sinusoid(dtype)", dtype)
-    return SinusoidTasks(shot, query, amplitude, phase, x_range, noise, torch.device(device), dtype)
+    device = check_device("sinusoid(device)", device)
+    return SinusoidTasks(shot, query, amplitude, phase, x_range, noise, device, dtype)
 
 
 def _interval(bounds: Range) -> str:

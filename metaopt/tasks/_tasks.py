@@ -9,7 +9,7 @@ import torch
 from metaopt.errors import ArgumentError, check_at_least
 from metaopt.types import Episode
 
-__all__ = ["Tasks", "check_draw", "check_floating"]
+__all__ = ["Tasks", "check_device", "check_draw", "check_floating"]
 
 
 class Tasks(Protocol):
@@ -38,6 +38,15 @@ def check_draw(num_tasks: object, seed: object, step: object) -> None:
     check_at_least("tasks.sample(num_tasks)", num_tasks, 1)
     check_at_least("tasks.sample(seed)", seed, 0)
     check_at_least("tasks.sample(step)", step, 0)
+
+
+def check_device(where: str, device: torch.device | str) -> torch.device:
+    """The device, where torch has it here."""
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        remedy = "Take 'cpu'."
+        raise ArgumentError(where, "a device of this machine", repr(device), remedy=remedy) from error
 
 
 def check_floating(where: str, dtype: torch.dtype) -> None:

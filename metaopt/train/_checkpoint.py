@@ -125,7 +125,12 @@ def whole(leaf: Any) -> Any:
 
 
 def save(
-    path: Path, about: Config | dict[str, Any], step: int, state: Any, *, keep_previous: bool = True
+    path: Path | str,
+    about: Config | dict[str, Any] | None,
+    step: int,
+    state: Any,
+    *,
+    keep_previous: bool = True,
 ) -> None:
     """Write a checkpoint atomically, and keep the one before it beside it.
 
@@ -144,17 +149,19 @@ def save(
     buffer = io.BytesIO()
     content = {"format": _FORMAT, "config": described, "step": step, "leaves": leaves}
     torch.save(content | {"sha256": _digest(described, step, leaves)}, buffer)
+    path = Path(path)
     if keep_previous:
         _keep_previous(path)
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> Checkpoint:
+def load(path: Path | str) -> Checkpoint:
     """Read a checkpoint.
 
     Raises: CheckpointError if there is none, or it is damaged or of another format. No code in the
             file is run, whatever it holds.
     """
+    path = Path(path)
     if not path.is_file():
         raise CheckpointError("load(checkpoint)", "a checkpoint file", "none", at=str(path))
     return parse(path.read_bytes(), str(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -45,6 +46,13 @@ def check_fit(given: dict[str, Any]) -> None:
         raise ArgumentError("fit(validate_every)", expected, repr(given["validate_every"]))
     if given["patience"] and given["validate"] is None:
         raise ArgumentError("fit(patience)", "0, since nothing is validated", repr(given["patience"]))
+    for name in ("callbacks", "writers"):
+        if not isinstance(given[name], (list, tuple)):
+            raise ArgumentError(f"fit({name})", "a sequence", repr(given[name]))
+    if not isinstance(given["progress"], bool):
+        raise ArgumentError("fit(progress)", "True or False", repr(given["progress"]))
+    if not isinstance(given["out"], (str, os.PathLike, type(None))):
+        raise ArgumentError("fit(out)", "a path or None", repr(given["out"]))
     for name in ("validate", "callbacks"):
         for one in given[name] if name == "callbacks" else filter(None, [given[name]]):
             if not callable(one):

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from metaopt import tasks
 from metaopt.errors import ArgumentError
 from metaopt.functional import functional
+from metaopt.tasks._tasks import check_device
 from metaopt.train._config import Config
 
 __all__ = ["Problem", "conv4", "make_problem", "mlp"]
@@ -68,24 +69,16 @@ def conv4(way: int = 5, width: int = 64, last_width: int = 0) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], way))
 
 
-def _device(name: str) -> torch.device:
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ArgumentError(
-            "train(device)", "a device of this machine", repr(name), remedy="Pass --device cpu."
-        ) from error
-    return device
-
-
 def make_problem(config: Config, *, download: bool = False) -> Problem:
     """Build the problem that a configuration describes; the model's weights come from its seed.
 
     Args: download: fetch Omniglot's archives into ``config.data`` where they are missing.
     Raises: ArgumentError for a device that is not there, or Omniglot without a folder; DataError.
     """
-    on: dict[str, Any] = {"device": _device(config.device), "dtype": getattr(torch, config.dtype)}
+    on: dict[str, Any] = {
+        "device": check_device("train(device)", config.device),
+        "dtype": getattr(torch, config.dtype),
+    }
     sinusoid = config.problem == "sinusoid"
 
     def module() -> nn.Sequential:
