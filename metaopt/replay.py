@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Dice", "autocast_as_now", "bare", "jvp", "moves", "plain_vjp", "restricted"]
+__all__ = ["Dice", "autocast_as_now", "bare", "jvp", "moves", "plain_vjp", "restricted", "scaled_zero"]
 
 
 def moves(x: Tensor) -> bool:
@@ -62,6 +62,12 @@ def bare(x: Tensor) -> Tensor:
     while torch._C._functorch.is_functorch_wrapped_tensor(x):
         x = torch._C._functorch.get_unwrapped(x)
     return x
+
+
+def scaled_zero(func: Any, args: Any) -> bool:
+    """Whether a dispatch mode is given a number times known zeros, a tangent's, where torch 2.13 overflows
+    its stack: they are ``args[0]``."""
+    return func is torch.ops.aten.mul.Scalar and args[0]._is_zerotensor()
 
 
 def autocast_as_now(f: Callable[..., Any]) -> Callable[..., Any]:
