@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt import tree
+from metaopt.replay import scaled_zero
 
 __all__ = ["Peak", "peak_memory"]
 
@@ -35,6 +36,8 @@ class Peak(TorchDispatchMode):
         self._known: dict[int, int] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if scaled_zero(func, args):
+            return args[0]
         out = func(*args, **(kwargs or {}))
         for x in tree.leaves(out):
             if isinstance(x, Tensor) and self.device in (None, x.device):

@@ -120,7 +120,8 @@ def unroll(
 
     carry = (params, state, buffers)
     if num_steps == 0:
-        return Unrolled(params, state, torch.zeros(0), buffers)
+        like = [x for x in tree.leaves(params) if isinstance(x, torch.Tensor)]
+        return Unrolled(params, state, like[0].new_zeros(0) if like else torch.zeros(0), buffers)
     (params, state, buffers), losses = run(block, carry, (batch, hparams, phi), num_steps, memory)
     return Unrolled(params, state, torch.cat(losses), buffers)
 

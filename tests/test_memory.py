@@ -139,3 +139,11 @@ def test_seeded_draws_and_counters_are_repeated_in_the_backward_pass(memory: Any
         return [*mo.tree.leaves(moved), *torch.autograd.grad(losses.sum(), list(params.values()))]
 
     torch.testing.assert_close(gradient(memory), gradient("all"), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_no_step_has_no_losses_of_the_dtype_of_params(dtype: torch.dtype) -> None:
+    params = torch.ones(2, dtype=dtype)
+    out = mo.unroll(lambda p, b: (p**2).sum(), mo.optim.sgd(lr=0.1), params, (), num_steps=0)
+    assert out.losses.dtype is dtype
+    assert out.losses.shape == (0,)

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metaopt.errors import CompileError
-from metaopt.replay import bare
+from metaopt.replay import bare, scaled_zero
 
 __all__ = ["Captured", "Count", "draws", "dry_run", "example"]
 
@@ -129,4 +129,6 @@ class Count(TorchDispatchMode):
         self.operations += 1
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.random = str(func)
+        if scaled_zero(func, args):  # and the compiled code would be
+            raise CompileError("compile", "tangents that torch can compile", "one of known zeros, scaled")
         return func(*args, **(kwargs or {}))

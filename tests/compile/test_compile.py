@@ -245,3 +245,18 @@ def test_workers_draw_from_a_seed(options: Any) -> None:
     torch.testing.assert_close(run(workers=2, seed=3), run(seed=3))
     with pytest.raises(mo.errors.ArgumentError, match=r"map_tasks\(seed\): expected a seed"):
         run(workers=2)
+
+
+def test_tangents_of_known_zeros_stay_eager() -> None:
+    """torch takes the process down where a number times known zeros is compiled."""
+    mo.forget_compiled()
+    zeros = torch.zeros(3)
+
+    def slope(w: Any, x: Any) -> Any:
+        f = lambda w: torch.add(w * x, zeros, alpha=0.9).sum()
+        return torch.func.jvp(f, (w,), (torch.ones_like(w),))[1]
+
+    w, x = torch.randn(3), torch.randn(2, 3)
+    whole = mo.Compile("whole", "aot_eager")
+    torch.testing.assert_close(mo.map_tasks(slope, compile=whole)(w, x), x.sum(1))
+    assert "known zeros" in mo.compile_report()[-1].reason

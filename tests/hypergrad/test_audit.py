@@ -176,3 +176,13 @@ def test_phi_without_tensors_or_parameters_is_refused() -> None:
         hg.truncated(problem, f64(1.0), last=2)
     with pytest.raises(ArgumentError, match=r"Problem\(outer_every\): expected a divisor of the 1 steps"):
         hg.unrolled(problem._replace(outer_every=3), f64(1.0))
+
+
+def test_the_audit_of_momentum() -> None:
+    """Its tangents are numbers times known zeros, which torch took the process down for."""
+    opt = mo.optim.sgd(lr=0.05, momentum=0.9)
+    problem = small_net(3)._replace(opt=opt)
+    report = mo.audit(problem, mo.Meta(None, opt.hparams._replace(lr=torch.tensor(0.05))))
+    (row,) = [r for r in report.rows if r.name == "forward"]
+    assert row.error < 1e-4
+    assert row.peak > 0
