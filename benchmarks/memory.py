@@ -35,8 +35,8 @@ STRATEGIES: dict[str, Any] = {
     "all": "all",
     "sqrt": "sqrt",
     "8": 8,
-    "compiled, 4": 4,
-    "compiled, binomial 32": mo.Binomial(32),
+    "compiled": "all",
+    "compiled, 8": 8,
     "binomial 8": mo.Binomial(8),
     "binomial 16": mo.Binomial(16),
 }

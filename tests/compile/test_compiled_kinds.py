@@ -34,5 +34,5 @@ def test_a_compiled_step_is_the_eager_step(name: str) -> None:
     expected = gradients(name, how="vmap")
     found = gradients(name, how="vmap", compile=mo.Compile("step", REPLAY))
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-    (row,) = mo.compile_report()
-    assert row.run is not None, row.reason
+    step, derivative = mo.compile_report()
+    assert step.run is not None and derivative.run is not None, (step.reason, derivative.reason)
