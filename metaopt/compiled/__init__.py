@@ -2,8 +2,8 @@
 
 `_choice` says what is to be compiled, `_lower` finds the plain tensors below ``vmap``, `_fingerprint`
 tells when a function is still the same, `_trace` runs it without numbers, `_compiled` compiles and keeps
-it; `_loop` is `unroll` over a compiled step, `_map` is `map_tasks` as one graph, and `_gradient` that
-graph with its gradient.
+it; `_loop` is `unroll` over compiled steps, `_steps` these steps with their derivative, `_map` is
+`map_tasks` as one graph, and `_gradient` that graph with its gradient.
 """
 
 from metaopt.compiled._choice import (
