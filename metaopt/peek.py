@@ -5,7 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["peek"]
+__all__ = ["peek", "readable"]
+
+
+def readable() -> bool:
+    """Whether tensors have numbers to look at: not where a compiler traces, by dynamo or by ``compile=``."""
+    traced = torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.FAKE) is not None
+    return not traced and not torch.compiler.is_compiling()
 
 
 def peek(x: Tensor) -> tuple[Tensor, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import DivergenceError, StructureError
 from metaopt.linsolve import SolveInfo, Solver, normal_cg
-from metaopt.peek import peek
+from metaopt.peek import peek, readable
 from metaopt.recompute import check_captured
 
 __all__ = ["fixed_point", "root"]
@@ -137,7 +137,7 @@ class _Call:
         return tuple(found)
 
     def check(self, info: SolveInfo) -> None:
-        if torch.compiler.is_compiling():
+        if not readable():
             return
         converged, mapped = peek(info.converged)
         if not bool(converged.all()):

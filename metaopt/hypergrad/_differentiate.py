@@ -12,7 +12,7 @@ from torch._C._functorch import get_interpreter_stack
 from metaopt import tree
 from metaopt.errors import ArgumentError, DivergenceError
 from metaopt.hypergrad._problem import Problem, complete, count_steps, outer, rollout
-from metaopt.peek import peek
+from metaopt.peek import peek, readable
 from metaopt.recompute import check_captured
 from metaopt.step import check_optimizer
 from metaopt.types import Hypergrad, Meta
@@ -160,7 +160,7 @@ def check_reaches(where: str, problem: Problem, phi: Any) -> None:
 
     For estimators that cannot tell such a leaf from a zero: a reverse pass through the first step can.
     """
-    if torch.compiler.is_compiling():
+    if not readable():
         return
     index, leaves, _ = moving(where, phi)
 
@@ -180,7 +180,7 @@ def check_finite(where: str, losses: Tensor) -> None:
 
     ``losses`` is [step] for the caller; what vmap hides below, [task, step], is read all the same.
     """
-    if torch.compiler.is_compiling() or losses.numel() == 0:
+    if not readable() or losses.numel() == 0:
         return
     rows, mapped = peek(losses)
     finite = rows.isfinite()

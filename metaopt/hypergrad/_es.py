@@ -13,7 +13,7 @@ from metaopt import tree
 from metaopt.errors import ArgumentError, DivergenceError, check_at_least
 from metaopt.hypergrad._differentiate import is_plain, moving, shaped
 from metaopt.hypergrad._problem import Problem, complete, rollout
-from metaopt.peek import peek
+from metaopt.peek import peek, readable
 from metaopt.types import Hypergrad
 
 __all__ = ["Sampled", "check_sigma", "draw", "es", "es_antithetic", "estimate", "noise", "perturbed"]
@@ -153,7 +153,7 @@ def check_sigma(where: str, sigma: Any) -> None:
 
 def check_samples(where: str, values: Tensor) -> None:
     """Raise DivergenceError where the value of a sample is not finite."""
-    if torch.compiler.is_compiling():
+    if not readable():
         return
     finite = peek(values)[0].isfinite()
     if not bool(finite.all()):

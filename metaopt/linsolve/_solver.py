@@ -11,6 +11,7 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.exact import mapped
+from metaopt.peek import readable
 from metaopt.recompute import check_captured
 
 __all__ = ["Solution", "SolveInfo", "Solver", "check_tol", "finished", "inner", "safe"]
@@ -191,7 +192,7 @@ def safe(x: Tensor) -> Tensor:
 
 def finished(active: Tensor) -> bool:
     """Tell whether no iteration is needed any more; under vmap and compile all are run, masked."""
-    return not torch.compiler.is_compiling() and not mapped() and not bool(active)
+    return readable() and not mapped() and not bool(active)
 
 
 def check_tol(where: str, value: Any) -> None:
