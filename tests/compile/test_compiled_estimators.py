@@ -1,4 +1,4 @@
-"""compile="whole" around an estimate: the checks that read numbers step aside, and the numbers are the same."""
+"""compile="whole" around an estimate: checks that read numbers step aside, and the numbers are the same."""
 
 from __future__ import annotations
 
@@ -46,13 +46,3 @@ def test_an_estimate_a_task_compiles_whole(name: str) -> None:
     torch.testing.assert_close(run(mo.Compile("whole", "aot_eager")), run(False), rtol=1e-12, atol=1e-12)
     (row,) = mo.compile_report()
     assert row.run is not None, row.reason
-
-
-def test_a_prototype_of_no_example_is_not_looked_for_in_compiled_code() -> None:
-    mo.forget_compiled()
-    task = mo.protonet(lambda p, x: p * x, way=2)
-    x, y = torch.randn(3, 4, 2, dtype=torch.float64), torch.tensor([0, 0, 1, 1]).repeat(3, 1)
-    p = torch.ones((), dtype=torch.float64, requires_grad=True)
-    run = lambda compile: mo.map_tasks(task, compile=compile)(p, mo.Episode((x, y), (x + 1, y)))
-    torch.testing.assert_close(run(mo.Compile("whole", "aot_eager")), run(False), rtol=1e-12, atol=1e-12)
-    assert all(row.run for row in mo.compile_report()), mo.compile_report()
