@@ -16,6 +16,7 @@ from metaopt.compiled import Compile, Flat, Way, as_compile, mapped_by, owner
 from metaopt.errors import ArgumentError, StructureError, is_count
 from metaopt.exact import current_draws, exact, seeded, task_keys, tasks_from
 from metaopt.recompute import check_captured, recompute
+from metaopt.step import check_loss
 from metaopt.workers import in_threads
 
 __all__ = ["How", "choose", "map_tasks"]
@@ -66,6 +67,7 @@ def map_tasks(
     >>> double(torch.tensor(2.0), torch.arange(3.0))
     tensor([0., 2., 4.])
     """
+    check_loss("map_tasks(fn)", fn)
     if how not in ("auto", "vmap", "loop"):
         raise ArgumentError("map_tasks(how)", "'auto', 'vmap' or 'loop'", repr(how))
     if chunk_size is not None and not is_count(chunk_size):

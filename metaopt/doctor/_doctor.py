@@ -16,6 +16,7 @@ from metaopt.doctor._report import Report
 from metaopt.errors import ArgumentError
 from metaopt.exact import exact
 from metaopt.functional import functional
+from metaopt.step import check_loss
 
 __all__ = ["doctor"]
 
@@ -46,6 +47,7 @@ def doctor(
     >>> report.ok, [(row.subject, row.verdict) for row in report.modules]
     (True, [('0', 'works'), ('1', 'works by rewrite'), ('2', 'works')])
     """
+    check_loss("doctor(loss_fn)", loss_fn)
     _, params, buffers = functional(model)
     params = tree.detach(params)
     if not isinstance(episode, tuple) or len(episode) != 2:

@@ -51,5 +51,5 @@ def check_device(where: str, device: torch.device | str) -> torch.device:
 
 def check_floating(where: str, dtype: torch.dtype) -> None:
     """Raise `ArgumentError` unless ``dtype`` is real and floating."""
-    if not dtype.is_floating_point:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
         raise ArgumentError(where, "a floating dtype", str(dtype))

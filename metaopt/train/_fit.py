@@ -122,8 +122,8 @@ def fit(
     tensor(2.)
     """
     opt = optim.adam() if opt is None else opt
-    out = None if out is None else Path(out)
     check_fit(locals())
+    out = None if out is None else Path(out)
     estimator = meta_loss
     if not isinstance(estimator, Estimator):
         estimator = by_autograd(estimator, chunk_size=chunk_size, autocast=autocast)
