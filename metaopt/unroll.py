@@ -56,9 +56,9 @@ def unroll(
           memory: "all" keeps every step for the backward pass; an integer K keeps one carry every K
               steps and computes the steps between again; "sqrt" is K = ⌈√J⌉; `Offload` keeps the
               carries on the CPU; `Binomial` keeps a given number of them. The gradient is the same.
-          compile: "step" compiles one step with its derivative, whatever J is; where that cannot be done
-              the steps run as they are, and `compile_report` tells why. None is what the surrounding
-              `map_tasks` says.
+          compile: "step" compiles one step and its derivative, whatever J is, and remembers of a step its
+              carry alone; where that cannot be done the steps run as they are, and `compile_report` tells
+              why. None is what the surrounding `map_tasks` says.
     Returns: Unrolled(params, state, losses [J], buffers), each loss taken before its step.
     Raises: ArgumentError, StructureError; CaptureError where steps are computed again and the loss
             captured a tensor that needs a gradient.
