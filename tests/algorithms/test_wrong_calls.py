@@ -62,7 +62,7 @@ def first_step(opt: Any, params: Any) -> Any:
 WRONG: dict[str, tuple[Callable[[], object], str]] = {
     # a torch optimizer, where a pure one is wanted
     "maml live": (lambda: mo.maml(loss_fn, LIVE)(P, EPISODE), r"unroll\(opt\): .* got SGD\. Take"),
-    "maml swapped": (lambda: mo.maml(SGD, loss_fn)(P, EPISODE), r"unroll\(opt\): .* got function"),
+    "maml swapped": (lambda: mo.maml(SGD, loss_fn)(P, EPISODE), r"unroll\(loss_fn\): .* got Optimizer"),
     "inner_step live": (lambda: mo.inner_step(loss_fn, LIVE, P, (), BATCH), r"inner_step\(opt\)"),
     "imaml live": (lambda: mo.imaml(loss_fn, LIVE)(P, EPISODE), r"Problem\(opt\)"),
     "bilevel live": (lambda: mo.bilevel(problem(), P, LIVE, 1), r"bilevel\(opt\)"),
