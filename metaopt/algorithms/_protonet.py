@@ -18,6 +18,7 @@ __all__ = ["protonet", "prototypes"]
 def prototypes(features: Tensor, labels: Tensor, way: int) -> Tensor:
     """c_k, the mean of the features of class k: [n, d] and [n] to [way, d].
 
+    >>> import torch
     >>> prototypes(torch.tensor([[0.0], [2.0], [5.0]]), torch.tensor([0, 0, 1]), way=2)
     tensor([[1.],
             [5.]])
@@ -62,7 +63,7 @@ def protonet(
     Cost: one forward and one backward pass of support and query; no inner loop.
     Source: Snell et al. 2017, arXiv:1703.05175, equations 1 and 2.
 
-    >>> import metaopt as mo
+    >>> import torch, metaopt as mo
     >>> task_loss = mo.protonet(lambda scale, x: scale * x, way=2)
     >>> x, y = torch.tensor([[-1.0], [1.0]]), torch.tensor([0, 1])
     >>> task_loss(torch.tensor(1.0), mo.Episode((x, y), (x, y)))  # log(1 + e⁻⁴)
