@@ -9,7 +9,6 @@ import torch
 __all__ = ["keep_freed"]
 
 
-@functools.cache
 def keep_freed() -> None:
     """Let the C library keep freed blocks of up to 31 MiB.
 
@@ -18,4 +17,10 @@ def keep_freed() -> None:
     once raises that limit to its own size, and what is kept at the top of the heap to twice as much
     (mallopt(3), M_MMAP_THRESHOLD). Other C libraries are left as they are; no page of it is touched.
     """
+    if not torch.compiler.is_compiling():
+        _free_one()
+
+
+@functools.cache
+def _free_one() -> None:
     torch.empty(31 << 20, dtype=torch.uint8)

@@ -96,8 +96,7 @@ def unroll(
     if per_step_hparams:
         _check_steps(hparams, num_steps)
 
-    if not torch.compiler.is_compiling():
-        keep_freed()
+    keep_freed()
     count_steps(num_steps)
     choice = current_compile() if compile is None else as_compile("unroll(compile)", compile, ("step",))
     if choice is not None and num_steps > 0:
