@@ -190,7 +190,7 @@ def test_killed_again_and_again_at_random_moments(tmp_path: Path, uninterrupted:
     rng, kills = random.Random(0), 0
     while True:
         process = start(train_and_die, tmp_path, 0, {"iterations": 40})
-        process.join(rng.uniform(0.05, 0.4) if kills < 4 else 120)
+        process.join(rng.uniform(0.01, 0.12) if kills < 4 else 120)
         if process.exitcode is not None:
             assert process.exitcode == 0
             break
