@@ -1,9 +1,9 @@
 """compile=: one step, or all tasks with all their steps, traced once and compiled with its derivative.
 
 `_choice` says what is to be compiled, `_lower` finds the plain tensors below ``vmap``, `_fingerprint`
-tells when a function is still the same, `_trace` runs it without numbers, `_compiled` compiles and keeps
-it; `_loop` is `unroll` over compiled steps, `_steps` these steps with their derivative, `_map` is
-`map_tasks` as one graph, and `_gradient` that graph with its gradient.
+tells when a function is still the same, `_trace` runs it without numbers, `_compiled` compiles it and
+keeps it in a `_table`; `_loop` is `unroll` over compiled steps, `_steps` these steps with their
+derivative, `_map` is `map_tasks` as one graph, and `_gradient` that graph with its gradient.
 """
 
 from metaopt.compiled._choice import (

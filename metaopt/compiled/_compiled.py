@@ -12,10 +12,9 @@ import itertools
 import logging
 import time
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import torch
@@ -23,7 +22,8 @@ from torch import Tensor, fx
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from metaopt.compiled._fingerprint import fingerprint, known
+from metaopt.compiled._fingerprint import fingerprint
+from metaopt.compiled._table import Table
 from metaopt.compiled._trace import Captured, Count, Scaled, draws, dry_run, example
 from metaopt.errors import CompileError
 from metaopt.exact import exact
@@ -41,26 +41,6 @@ __all__ = [
 
 logger = logging.getLogger("metaopt")
 Flat = Callable[..., tuple[Sequence[Tensor], Any]]
-_LIMIT = 128  # compiled functions kept; the one that was not called for longest goes first
-
-
-class Table(OrderedDict[Any, Any]):
-    """What is remembered of the kinds of call that were made last, until `forget_compiled`."""
-
-    all: ClassVar[list[Table]] = []
-
-    def __init__(self) -> None:
-        super().__init__()
-        Table.all.append(self)
-
-    def keep(self, key: Any, value: Any) -> Any:
-        self[key] = value
-        self.move_to_end(key)
-        while len(self) > _LIMIT:
-            self.popitem(last=False)
-        return value
-
-
 _cache = Table()
 
 
@@ -150,7 +130,7 @@ def compile_report() -> list[Compiled]:
 
 def forget_compiled() -> None:
     """Drop every compiled function, and the tensors and modules that they hold."""
-    for table in (known, *Table.all):
+    for table in Table.all:
         table.clear()
 
 

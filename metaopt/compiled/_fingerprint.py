@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Set
 from operator import is_
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
@@ -12,7 +12,9 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-__all__ = ["fingerprint", "known"]
+from metaopt.compiled._table import Table
+
+__all__ = ["fingerprint"]
 
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
 _OURS = ("torch", "metaopt")  # whose objects, but for layers, do not change
@@ -42,7 +44,7 @@ def fingerprint(*values: Any) -> tuple[Any, list[Any]]:
     >>> fingerprint(scale(2.0))[0] == fingerprint(scale(3.0))[0]
     False
     """
-    before = known.get(same := tuple(map(id, values)))
+    before = _known.get(same := tuple(map(id, values)))
     if before is not None and before.holds():
         return before.key, before.anchors
     names = _reached(tuple(getattr(x, "__code__", type(x)) for x in values))
@@ -53,9 +55,7 @@ def fingerprint(*values: Any) -> tuple[Any, list[Any]]:
             break
         names |= walk.found
     if walk.by_identity:
-        known[same] = _Known(key, [*walk.anchors, values], walk.reads)
-        while len(known) > _KEPT:
-            known.popitem(last=False)
+        _known.keep(same, _Known(key, [*walk.anchors, values], walk.reads))
     return key, walk.anchors
 
 
@@ -77,8 +77,7 @@ class _Known(NamedTuple):
         return True
 
 
-_KEPT = 8  # of the last calls: what they captured is kept alive
-known: OrderedDict[tuple[int, ...], _Known] = OrderedDict()
+_known = Table(8)  # few, for what the calls captured is kept alive
 
 
 @functools.lru_cache(256)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from metaopt.compiled._choice import compiling
-from metaopt.compiled._compiled import Owner, Table, compiled, kind_of
+from metaopt.compiled._compiled import Owner, compiled, kind_of
+from metaopt.compiled._table import Table
 from metaopt.compiled._trace import dry_run
 from metaopt.replay import differentiable_once
 

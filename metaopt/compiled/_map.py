@@ -11,9 +11,10 @@ from torch import Tensor
 from torch._C._functorch import get_interpreter_stack
 
 from metaopt.compiled._choice import Compile, compiling, counting_steps
-from metaopt.compiled._compiled import Owner, Table, compiled
+from metaopt.compiled._compiled import Owner, compiled
 from metaopt.compiled._gradient import losses_with_gradients
 from metaopt.compiled._lower import Marks, lowered, raised
+from metaopt.compiled._table import Table
 from metaopt.errors import CompileError
 
 __all__ = ["Flat", "mapped_by"]
