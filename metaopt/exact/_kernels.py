@@ -33,9 +33,8 @@ from metaopt.exact._levels import transformed
 __all__ = ["batch_norm", "instance_norm", "layer_norm"]
 
 _aten = torch.ops.aten
-_BATCHED = torch._C._dispatch_key_parse(
-    "Batched"
-)  # of torch's own older map, in which Functions lose their graph
+# of torch's own older map, in which Functions lose their graph
+_BATCHED = torch._C._dispatch_key_parse("Batched")
 
 
 class _Norm(NamedTuple):

@@ -17,7 +17,6 @@ from torch import Tensor
 from metaopt import tree
 from metaopt.errors import ArgumentError
 from metaopt.exact import paused
-from metaopt.heap import keep_freed
 from metaopt.optim._entries import (
     Bounds,
     check_bounds,
@@ -112,7 +111,6 @@ def leafwise(
           real: complex parameters are refused; else their real and imaginary parts are parameters.
     """
     check_bounds(name, hparams, bounds)
-    keep_freed()
     fields = template._fields
     counted = "step" in fields and template.step is COUNTER
     slots = [f for f, kind in zip(fields, template) if isinstance(kind, Start)]
